@@ -1,0 +1,243 @@
+"""What every fleet can do, wherever its shards run, and the fleet that runs them in this very process.
+
+`Fleet` is the contract that scenarios, the gateway and tests are written against; `LocalFleet` satisfies it without
+Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from twins.clock import Clock, VirtualClock
+from twins.columns import QueryColumn
+from twins.errors import request_error
+from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
+from twins.model import Group
+from twins.shard import Shard, combine_digest
+from twins.sharding import shard_of
+from twins.topics import matches
+
+JsonObject = dict[str, Any]
+
+
+class Twin(Protocol):
+    """The handle of one device's twin, real or simulated; making one costs nothing and starts nothing.
+
+    A refusal is raised as `twins.errors.RequestError` with the wire's code and message.
+    """
+
+    @property
+    def thing_name(self) -> str:
+        """Return the name that addresses this twin."""
+        ...
+
+    def shadow(self, shadow_name: str = "") -> Awaitable[JsonObject]:
+        """Return the shadow document as on `get/accepted`; ShadowNotFound where there is none."""
+        ...
+
+    def update_desired(
+        self, state: Mapping[str, Any], *, shadow_name: str = "", version: int | None = None
+    ) -> Awaitable[JsonObject]:
+        """Merge `state` into the desired section and return the accepted document; VersionConflict if not current."""
+        ...
+
+    def telemetry(self) -> Awaitable[JsonObject]:
+        """Return, per field, last value with its time, and count, min, max, mean over the sliding window."""
+        ...
+
+
+class Fleet(Protocol):
+    """Twins by name, simulated groups, and questions over all of them."""
+
+    @property
+    def shard_count(self) -> int:
+        """Return the fixed number of shards."""
+        ...
+
+    def twin(self, thing_name: str) -> Twin:
+        """Return the handle of one twin."""
+        ...
+
+    async def ask(self, request: Request) -> Reply:
+        """Return the answer to one request; what it changed is announced on MQTT where the fleet has a broker."""
+        ...
+
+    async def create_group(self, group: Group) -> None:
+        """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""
+        ...
+
+    async def delete_group(self, name: str) -> None:
+        """Remove a simulated group with all its twins; removing one that is not there changes nothing."""
+        ...
+
+    async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
+        """Run the ordered ticks on all shards and return what happened, per group name."""
+        ...
+
+    async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all).
+
+        Columns: name, model, origin ('real' or 'simulated'), version (uint32), connected (bool, null if unknown),
+        updated_at (uint32 seconds), each attribute as a string column, and for every model field f: reported_f,
+        reported_f_at, and for settable ones desired_f, desired_f_at. Null where a twin has no such value.
+        """
+        ...
+
+    async def digest(self) -> str:
+        """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what this fleet holds; the twins of a cluster live on."""
+        ...
+
+
+def shadow_request(thing_name: str, shadow_name: str = "") -> Request:
+    """Return the request that a handle's `shadow` sends."""
+    return Request(Operation.SHADOW_GET, thing_name, b"", shadow_name, is_direct=True)
+
+
+def update_desired_request(
+    thing_name: str, state: Mapping[str, Any], *, shadow_name: str = "", version: int | None = None
+) -> Request:
+    """Return the request that a handle's `update_desired` sends."""
+    body: JsonObject = {"state": {"desired": dict(state)}}
+    if version is not None:
+        body["version"] = version
+    payload = msgspec.json.encode(body)
+    return Request(Operation.SHADOW_UPDATE, thing_name, payload, shadow_name, is_direct=True)
+
+
+def telemetry_request(thing_name: str) -> Request:
+    """Return the request that a handle's `telemetry` sends."""
+    return Request(Operation.TELEMETRY_GET, thing_name, b"", "", is_direct=True)
+
+
+def reply_document(reply: Reply) -> JsonObject:
+    """Return the body of a reply as an object; a refusal is raised as its RequestError."""
+    document: JsonObject = msgspec.json.decode(reply.payload) if reply.payload else {}
+    if reply.status != 200:
+        raise request_error(reply.status, document.get("message", ""))
+    return document
+
+
+def arrow_table(parts: Iterable[Mapping[str, QueryColumn]]) -> pa.Table:
+    """Return the rows of several tables of twins as one Arrow table; a column that a part lacks is null there."""
+    tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
+    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def _arrow_column(column: QueryColumn) -> pa.Array:
+    mask = None if column.is_valid is None else ~column.is_valid
+    if isinstance(column.values, list):
+        return pa.array(column.values, pa.string())
+    if not column.choices:
+        return pa.array(column.values, mask=mask)
+    texts = pa.array(column.choices, pa.string())
+    return texts.take(pa.array(column.values.astype(np.int32), mask=mask))
+
+
+class LocalTwin:
+    """The handle of a twin that lives in this process."""
+
+    def __init__(self, fleet: LocalFleet, thing_name: str) -> None:
+        self._fleet = fleet
+        self.thing_name = thing_name
+
+    async def shadow(self, shadow_name: str = "") -> JsonObject:
+        """Return the shadow document as on `get/accepted`; ShadowNotFound where there is none."""
+        return reply_document(await self._fleet.ask(shadow_request(self.thing_name, shadow_name)))
+
+    async def update_desired(
+        self, state: Mapping[str, Any], *, shadow_name: str = "", version: int | None = None
+    ) -> JsonObject:
+        """Merge `state` into the desired section and return the accepted document; VersionConflict if not current."""
+        request = update_desired_request(self.thing_name, state, shadow_name=shadow_name, version=version)
+        return reply_document(await self._fleet.ask(request))
+
+    async def telemetry(self) -> JsonObject:
+        """Return, per stream and field, last value with its time and the statistics of the sliding window."""
+        return reply_document(await self._fleet.ask(telemetry_request(self.thing_name)))
+
+
+class LocalFleet:
+    """A fleet whose shards live in this process, under `clock`.
+
+    Without a clock of the caller's, time is that of the simulated groups: it moves on with their ticks.
+    """
+
+    def __init__(self, shard_count: int = 16, *, clock: Clock | None = None) -> None:
+        self._shards = [Shard(number, shard_count) for number in range(shard_count)]
+        self._groups: dict[str, Group] = {}
+        self._virtual = VirtualClock(0.0)
+        self._clock: Clock = clock or self._virtual
+        self._listeners: list[tuple[str, Callable[[Publish], None]]] = []
+
+    @property
+    def shard_count(self) -> int:
+        """Return the fixed number of shards."""
+        return len(self._shards)
+
+    def listen(self, topic_filter: str, listener: Callable[[Publish], None]) -> None:
+        """Call `listener` with every message on a matching topic: what a subscription is where there is no broker."""
+        self._listeners.append((topic_filter, listener))
+
+    def twin(self, thing_name: str) -> LocalTwin:
+        """Return the handle of one twin."""
+        return LocalTwin(self, thing_name)
+
+    async def ask(self, request: Request) -> Reply:
+        """Return the answer to one request; what it changed goes to the listeners."""
+        request = msgspec.structs.replace(request, is_direct=True)
+        shard = self._shards[shard_of(request.thing_name, self.shard_count)]
+        outcome = shard.apply(Batch("", 0, [request]), self._clock.now_s())
+        for message in outcome.publishes:
+            for topic_filter, listener in self._listeners:
+                if matches(topic_filter, message.topic):
+                    listener(message)
+        return outcome.replies[0]
+
+    async def create_group(self, group: Group) -> None:
+        """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""
+        for shard in self._shards:
+            shard.create_group(group)
+        self._groups[group.name] = group
+        self._virtual.advance_to(max(self._virtual.now_s(), group.start_s))
+
+    async def delete_group(self, name: str) -> None:
+        """Remove a simulated group with all its twins; removing one that is not there changes nothing."""
+        for shard in self._shards:
+            shard.delete_group(name)
+        self._groups.pop(name, None)
+
+    async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
+        """Run the ordered ticks on all shards and return what happened, per group name."""
+        summaries: dict[str, TickSummary] = {}
+        for order in orders:
+            total = TickSummary()
+            for shard in self._shards:
+                total += shard.tick(order)
+            known = summaries.get(order.group)
+            summaries[order.group] = total if known is None else known.then(total)
+            group = self._groups[order.group]
+            end_s = group.start_s + (order.first_tick + order.tick_count) * group.tick_s
+            self._virtual.advance_to(max(self._virtual.now_s(), end_s))
+        return summaries
+
+    async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
+        wanted = None if columns is None else frozenset(columns) | {"name"}
+        return arrow_table(part for shard in self._shards for part in shard.select(wanted))
+
+    async def digest(self) -> str:
+        """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""
+        return combine_digest([leaf for shard in self._shards for leaf in shard.digest_leaves()])
+
+    async def close(self) -> None:
+        """Let go of the shards."""
+        self._shards = []

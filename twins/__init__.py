@@ -1,0 +1,9 @@
+"""The domain: a pure, synchronous, single-threaded core that serves and simulates device twins.
+
+Bytes and a time go in, events come out. Nothing here does I/O, reads a clock or draws luck of its own, so the same
+code serves live devices and replays a seeded simulation bit for bit.
+
+Reading order (a module imports only modules that stand before it in this list):
+`errors` · `clock` · `draws` · `topics` · `sharding` · `model` · `shadow` · `messages` · `window` · `table` ·
+`behavior` · `columns` · `shard`
+"""

@@ -1,0 +1,157 @@
+"""Twins as columns to ask questions of: the same names and types for real and simulated twins of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twins.behavior import SimulatedFleet
+from twins.model import Field
+from twins.shadow import Stamp
+from twins.table import EXISTS, NamedRows, TwinTable
+
+FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at")
+
+
+@dataclass(frozen=True)
+class QueryColumn:
+    """One column of some rows: `values` as a NumPy array, or positions into `choices` where that is given.
+
+    `is_valid` (bool, a row each) is None where every row has a value. `values` is a list for texts of their own.
+    """
+
+    values: NDArray[Any] | list[str | None]
+    is_valid: NDArray[np.bool_] | None = None
+    choices: tuple[str, ...] = ()
+
+
+def column_of_attribute(name: str) -> str:
+    """Return the column in which an attribute stands: its name, or `attribute_NAME` where that is taken."""
+    taken = name in FIXED_COLUMNS or name.startswith(("reported_", "desired_"))
+    return f"attribute_{name}" if taken else name
+
+
+def select_rows(source: NamedRows | SimulatedFleet, wanted: Collection[str] | None) -> dict[str, QueryColumn]:
+    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows."""
+    columns: dict[str, QueryColumn] = {}
+    for name, make in _available(source):
+        if wanted is None or name in wanted:
+            columns[name] = make()
+    return columns
+
+
+def _available(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+    table = source if isinstance(source, NamedRows) else source.table
+    count = table.count
+
+    def constant(text: str) -> Callable[[], QueryColumn]:
+        return lambda: QueryColumn(np.zeros(count, np.uint8), None, (text,))
+
+    yield "name", lambda: QueryColumn(_names(source))
+    yield "model", constant(table.model.name)
+    yield "origin", constant("real" if isinstance(source, NamedRows) else "simulated")
+    yield "version", lambda: QueryColumn(table.version[:count].copy())
+    yield "connected", lambda: _connected(source)
+    yield (
+        "updated_at",
+        lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
+    )
+    for position, field in enumerate(table.model.fields):
+        for section in ("reported", "desired") if field.is_settable else ("reported",):
+            yield f"{section}_{field.name}", _value_maker(table, section, position)
+            yield f"{section}_{field.name}_at", _stamp_maker(table, section, position)
+    yield from _attributes(source)
+
+
+def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
+    is_set: NDArray[np.bool_] = (masks[:count] & np.uint16(bit)) != 0
+    return is_set
+
+
+def _names(source: NamedRows | SimulatedFleet) -> list[str | None]:
+    if isinstance(source, NamedRows):
+        return list(source.names)
+    pattern = source.table.pattern
+    return [f"{pattern.prefix}{i:0{pattern.width}d}{pattern.suffix}" for i in source.table.indices.tolist()]
+
+
+def _connected(source: NamedRows | SimulatedFleet) -> QueryColumn:
+    if isinstance(source, NamedRows):
+        unknown = np.zeros(source.count, np.bool_)
+        return QueryColumn(unknown, unknown)
+    return QueryColumn(source.connected[: source.table.count].astype(np.bool_))
+
+
+def _section(table: TwinTable, section: str) -> tuple[Sequence[Any], Sequence[Any], NDArray[np.uint16]]:
+    if section == "reported":
+        return table.reported, table.reported_at, table.reported_valid
+    return table.desired, table.desired_at, table.desired_valid
+
+
+def _stamp_maker(table: TwinTable, section: str, position: int) -> Callable[[], QueryColumn]:
+    def make() -> QueryColumn:
+        _, stamps, masks = _section(table, section)
+        values, is_valid = stamps[position][: table.count].copy(), _bit(masks, 1 << position, table.count)
+        name = table.model.fields[position].name
+        for row, kept in table.overflow.items():
+            stamp = kept.trees(section)[1].get(name)
+            if isinstance(stamp, Stamp):
+                values[row], is_valid[row] = stamp.timestamp, True
+        return QueryColumn(values, is_valid)
+
+    return make
+
+
+def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], QueryColumn]:
+    def make() -> QueryColumn:
+        columns, _, masks = _section(table, section)
+        field = table.model.fields[position]
+        values, is_valid = columns[position][: table.count], _bit(masks, 1 << position, table.count)
+        if field.dtype == "choice":
+            return _choice_column(table, section, field, QueryColumn(values.copy(), is_valid, field.choices))
+        if field.dtype == "float32":
+            values = np.round(values.astype(np.float64), field.decimals)
+        elif field.dtype == "bool":
+            values = values.astype(np.bool_)
+        else:
+            values = values.copy()
+        for row, kept in table.overflow.items():
+            exact = kept.trees(section)[0].get(field.name)
+            if field.dtype == "float32" and type(exact) in (int, float):
+                values[row], is_valid[row] = exact, True
+        return QueryColumn(values, is_valid)
+
+    return make
+
+
+def _choice_column(table: TwinTable, section: str, field: Field, column: QueryColumn) -> QueryColumn:
+    """Return a column of texts, with those texts that are none of the model's choices put in."""
+    others = {
+        row: kept.trees(section)[0][field.name]
+        for row, kept in table.overflow.items()
+        if type(kept.trees(section)[0].get(field.name)) is str
+    }
+    if not others:
+        return column
+    choices = (*field.choices, *sorted(set(others.values())))
+    values = np.asarray(column.values).astype(np.uint32)
+    is_valid = np.asarray(column.is_valid)
+    for row, text in others.items():
+        values[row], is_valid[row] = choices.index(text), True
+    return QueryColumn(values, is_valid, choices)
+
+
+def _attributes(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+    if isinstance(source, NamedRows):
+        for name in sorted({name for attributes in source.attributes for name in attributes}):
+            texts = [attributes.get(name) for attributes in source.attributes]
+            yield column_of_attribute(name), partial(QueryColumn, texts)
+        return
+    for attribute in source.group.attributes:
+        positions = source.attributes[attribute.name][: source.table.count]
+        yield column_of_attribute(attribute.name), partial(QueryColumn, positions, None, attribute.values)

@@ -1,0 +1,178 @@
+"""What goes into a shard and what comes out, and how both travel: requests, batches, outcomes, tick orders.
+
+Everything here is a frozen structure that encodes to MessagePack; payloads stay the bytes that the device sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from twins.model import Attribute, Group
+
+
+class Operation(IntEnum):
+    """What a request asks of one thing's twin."""
+
+    SHADOW_GET = 1
+    SHADOW_UPDATE = 2
+    SHADOW_DELETE = 3
+    TELEMETRY = 4
+    TELEMETRY_GET = 5
+    SHADOW_LIST = 6
+    REGISTER = 7
+    UNREGISTER = 8
+
+
+SHADOW_OPERATION: Final = {
+    "get": Operation.SHADOW_GET,
+    "update": Operation.SHADOW_UPDATE,
+    "delete": Operation.SHADOW_DELETE,
+}
+# Operations that leave no trace in a shard: they need no journal.
+READ_ONLY: Final = frozenset({Operation.SHADOW_GET, Operation.TELEMETRY_GET, Operation.SHADOW_LIST})
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """One request for one thing.
+
+    `name` is the shadow's name (empty: the classic shadow) or the telemetry stream. `is_direct`: the answer goes to
+    the caller as a `Reply`, not to the thing's reply topics; what the request changes is announced there all the same.
+    """
+
+    operation: Operation
+    thing_name: str
+    payload: bytes = b""
+    name: str = ""
+    is_direct: bool = False
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent."""
+
+    source: str
+    sequence: int
+    requests: list[Request]
+
+
+class Publish(msgspec.Struct, frozen=True, array_like=True):
+    """A message for the broker, to be published at QoS 1, not retained."""
+
+    topic: str
+    payload: bytes
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a direct request: an HTTP-like status and the body as on the wire."""
+
+    status: int
+    payload: bytes
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What a batch brought about: messages in their order, and one reply for each direct request in its order."""
+
+    publishes: list[Publish]
+    replies: list[Reply]
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """The payload of `Operation.REGISTER`: what the registry knows that the twin needs."""
+
+    model: str
+    attributes: dict[str, str] = {}
+
+
+class TickOrder(msgspec.Struct, frozen=True, array_like=True):
+    """Run ticks `first_tick` to `first_tick + tick_count - 1` of a simulated group.
+
+    `desired` are values that an operator wishes for every device of the group, applied before the first of the ticks.
+    """
+
+    group: str
+    first_tick: int
+    tick_count: int
+    desired: dict[str, float] = {}
+
+
+class TickSummary(msgspec.Struct, frozen=True, array_like=True):
+    """Counts of what happened in some ticks; summaries of different shards or ticks add up.
+
+    `device_ticks` devices lived through a tick each; `reports_due` of them had a report to send; the link delivered
+    `reports_arrived`, `reports_offline` were not sent because the device was offline. `connected_count` and
+    `delta_count` (twins whose desired and reported state differ) describe the end of the last tick.
+    """
+
+    device_ticks: int = 0
+    reports_due: int = 0
+    reports_arrived: int = 0
+    reports_offline: int = 0
+    connected_count: int = 0
+    delta_count: int = 0
+
+    def __add__(self, other: TickSummary) -> TickSummary:
+        mine, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return TickSummary(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+    def then(self, later: TickSummary) -> TickSummary:
+        """Return the summary of these ticks followed by `later` ones of the same devices."""
+        return msgspec.structs.replace(
+            self + later, connected_count=later.connected_count, delta_count=later.delta_count
+        )
+
+
+class GroupOrder(msgspec.Struct, frozen=True):
+    """Create a simulated group (its fields as in `model.Group`), or remove one."""
+
+    name: str
+    model: str = ""
+    thing_name: str = ""
+    count: int = 0
+    seed: int = 0
+    start_s: int = 0
+    tick_s: int = 1
+    report_every_ticks: int = 10
+    attributes: list[tuple[str, tuple[str, ...], tuple[float, ...]]] = []
+
+    @classmethod
+    def of(cls, group: Group) -> GroupOrder:
+        """Return the order that creates `group`."""
+        return cls(
+            group.name,
+            group.model,
+            group.thing_name,
+            group.count,
+            group.seed,
+            group.start_s,
+            group.tick_s,
+            group.report_every_ticks,
+            [(attribute.name, attribute.values, attribute.weights) for attribute in group.attributes],
+        )
+
+    def group(self) -> Group:
+        """Return the group that this order describes; ModelError if it describes none."""
+        attributes: Sequence[Attribute] = tuple(Attribute(*parts) for parts in self.attributes)
+        return Group(
+            self.name,
+            self.model,
+            self.thing_name,
+            self.count,
+            self.seed,
+            self.start_s,
+            self.tick_s,
+            self.report_every_ticks,
+            attributes,
+        )
+
+
+def encode(message: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
+    """Return a message, or a list of messages, as MessagePack."""
+    return _ENCODER.encode(message)
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+decode_batch: Final = msgspec.msgpack.Decoder(Batch).decode
+decode_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode

@@ -1,0 +1,390 @@
+"""A shard: many twins behind one deterministic state machine. Requests, orders and a time go in, outcomes come out.
+
+The shard does no I/O and reads no clock; the same inputs in the same order give the same state and the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from twins.behavior import Scratch, SimulatedFleet
+from twins.columns import QueryColumn, select_rows
+from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError
+from twins.messages import (
+    Batch,
+    Operation,
+    Outcome,
+    Publish,
+    Registration,
+    Reply,
+    Request,
+    TickOrder,
+    TickSummary,
+)
+from twins.model import UNTYPED, Group, model_named
+from twins.shadow import (
+    Announcement,
+    ShadowDocument,
+    check_simple_request,
+    client_token_of,
+    decode_payload,
+    encode_json,
+    parse_update,
+    require_shadow,
+)
+from twins.sharding import BLOCK_SIZE
+from twins.table import NamedRows
+from twins.topics import shadow_prefix
+from twins.window import WINDOW_S, ThingTelemetry
+
+# Shadows of real things kept unpacked, so that a busy device is not taken apart and put together at every message.
+_UNPACKED_MAX: Final = 4096
+# Sources of batches whose last outcome is remembered: every bridge of a platform, and their last incarnations.
+_SOURCES_MAX: Final = 64
+_SHADOW_VERB: Final = {
+    Operation.SHADOW_GET: "get",
+    Operation.SHADOW_UPDATE: "update",
+    Operation.SHADOW_DELETE: "delete",
+}
+
+
+class Shard:
+    """The twins of one shard; `number` of `count` shards. All methods work in place."""
+
+    def __init__(self, number: int, count: int) -> None:
+        self.number = number
+        self.count = count
+        self.fleets: dict[str, SimulatedFleet] = {}
+        self.tables: dict[str, NamedRows] = {}
+        self.model_of: dict[str, str] = {}
+        self.named_shadows: dict[str, dict[str, ShadowDocument]] = {}
+        self.telemetry: dict[str, ThingTelemetry] = {}
+        self.refused_telemetry_count = 0
+        self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
+        self._unpacked: dict[str, ShadowDocument] = {}
+        # Things whose unpacked shadow has changed since it was written into its row.
+        self._unwritten: set[str] = set()
+        self._scratch = Scratch()
+
+    # Requests
+
+    def apply(self, batch: Batch, now_s: float) -> Outcome:
+        """Apply a batch and return what it brings about; a batch that was the source's last is answered from memory.
+
+        A source without a name takes no part in that.
+        """
+        known = self.last_outcomes.get(batch.source)
+        if known is not None and batch.sequence <= known[0]:
+            return known[1] if batch.sequence == known[0] else Outcome([], [])
+        outcome = Outcome([], [])
+        whole_s = int(now_s)
+        for request in batch.requests:
+            self._serve(request, whole_s, outcome)
+        if batch.source:
+            self.last_outcomes.pop(batch.source, None)
+            self.last_outcomes[batch.source] = (batch.sequence, outcome)
+            if len(self.last_outcomes) > _SOURCES_MAX:
+                del self.last_outcomes[next(iter(self.last_outcomes))]
+        return outcome
+
+    def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
+        """Serve one request: the one place where request errors are caught."""
+        handler: Callable[[Request, int, Outcome], bytes] = _HANDLERS[request.operation].__get__(self)
+        try:
+            body = handler(request, now_s, outcome)
+        except RequestError as error:
+            if request.operation is Operation.TELEMETRY:
+                self.refused_telemetry_count += 1
+            rejection = _rejection(error, request, now_s)
+            if request.is_direct:
+                outcome.replies.append(Reply(error.code, rejection))
+            elif request.operation in _SHADOW_VERB:
+                outcome.publishes.append(Publish(f"{_topic(request)}/rejected", rejection))
+            return
+        if request.is_direct:
+            outcome.replies.append(Reply(200, body))
+
+    def _update(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        update = parse_update(request.payload)
+        document = self._document(request.thing_name, request.name)
+        if document is None:
+            document = ShadowDocument()
+            announcement = document.update(update, now_s)
+            self._adopt(request, document)
+        else:
+            announcement = document.update(update, now_s)
+        if not request.name:
+            self._store(request.thing_name, document, update.state)
+        self._announce(request, announcement, outcome)
+        return announcement.accepted
+
+    def _announce(self, request: Request, announcement: Announcement, outcome: Outcome) -> None:
+        topic = f"{shadow_prefix(request.thing_name, request.name)}/update"
+        outcome.publishes.append(Publish(f"{topic}/accepted", announcement.accepted))
+        if announcement.delta is not None:
+            outcome.publishes.append(Publish(f"{topic}/delta", announcement.delta))
+        outcome.publishes.append(Publish(f"{topic}/documents", announcement.documents))
+
+    def _get(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        token = check_simple_request(request.payload)
+        document = require_shadow(
+            self._document(request.thing_name, request.name), request.thing_name, request.name
+        )
+        return self._accept(request, document.document(now_s), token, outcome)
+
+    def _delete(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        token = check_simple_request(request.payload)
+        document = require_shadow(
+            self._document(request.thing_name, request.name), request.thing_name, request.name
+        )
+        body = document.delete(now_s)
+        if not request.name:
+            self._store(request.thing_name, document, None)
+        return self._accept(request, body, token, outcome)
+
+    def _accept(self, request: Request, body: dict[str, Any], token: str | None, outcome: Outcome) -> bytes:
+        if token is not None:
+            body["clientToken"] = token
+        encoded = encode_json(body)
+        if not request.is_direct or request.operation is Operation.SHADOW_DELETE:
+            outcome.publishes.append(Publish(f"{_topic(request)}/accepted", encoded))
+        return encoded
+
+    def _list_shadows(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        shadows = self.named_shadows.get(request.thing_name, {})
+        names = sorted(name for name, document in shadows.items() if document.exists)
+        return encode_json({"results": names, "timestamp": now_s})
+
+    def _take_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        values = decode_payload(request.payload)
+        telemetry = self.telemetry.get(request.thing_name)
+        if telemetry is None:
+            telemetry = ThingTelemetry()
+            telemetry.add(request.name, values, now_s)
+            self.telemetry[request.thing_name] = telemetry
+        else:
+            telemetry.add(request.name, values, now_s)
+        return b""
+
+    def _get_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        streams: dict[str, Any] = {}
+        found = self._simulated(request.thing_name)
+        if found is not None:
+            fleet, row = found
+            streams.update(fleet.telemetry(row, fleet.time_s(max(fleet.next_tick - 1, 0))))
+        telemetry = self.telemetry.get(request.thing_name)
+        if telemetry is not None:
+            streams.update(telemetry.describe(now_s))
+        return encode_json({"window_s": WINDOW_S, "timestamp": now_s, "streams": streams})
+
+    def _register(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        try:
+            registration = msgspec.json.decode(request.payload, type=Registration)
+            model = model_named(registration.model)
+        except (msgspec.DecodeError, ModelError) as error:
+            raise InvalidRequest(str(error)) from None
+        thing_name = request.thing_name
+        present = self.model_of.get(thing_name)
+        if present is not None and present != model.name:
+            self._write_row(thing_name)
+            document = self.tables[present].load(self.tables[present].row_of[thing_name])
+            self.tables[present].remove(thing_name)
+            self.model_of[thing_name] = model.name
+            self._table(thing_name).store(self._table(thing_name).add(thing_name), document, None)
+        self.model_of[thing_name] = model.name
+        table = self._table(thing_name)
+        table.attributes[table.add(thing_name)] = dict(registration.attributes)
+        return b"{}"
+
+    def _unregister(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        self._unwritten.discard(request.thing_name)
+        model = self.model_of.pop(request.thing_name, None)
+        if model is not None:
+            self.tables[model].remove(request.thing_name)
+        for kept in (self._unpacked, self.named_shadows, self.telemetry):
+            kept.pop(request.thing_name, None)
+        return b"{}"
+
+    # Where a shadow lives
+
+    def _simulated(self, thing_name: str) -> tuple[SimulatedFleet, int] | None:
+        for fleet in self.fleets.values():
+            index = fleet.table.pattern.index(thing_name)
+            if index is not None and (row := fleet.table.row(index)) is not None:
+                return fleet, row
+        return None
+
+    def _table(self, thing_name: str) -> NamedRows:
+        model = self.model_of.setdefault(thing_name, UNTYPED.name)
+        table = self.tables.get(model)
+        if table is None:
+            table = self.tables[model] = NamedRows(model_named(model))
+        return table
+
+    def _document(self, thing_name: str, shadow_name: str) -> ShadowDocument | None:
+        if shadow_name:
+            return self.named_shadows.get(thing_name, {}).get(shadow_name)
+        document = self._unpacked.get(thing_name)
+        if document is not None:
+            return document
+        found = self._simulated(thing_name)
+        if found is not None:
+            return found[0].table.load(found[1])
+        if thing_name not in self.model_of:
+            return None
+        table = self._table(thing_name)
+        document = table.load(table.row_of[thing_name])
+        self._unpack(thing_name, document)
+        return document
+
+    def _unpack(self, thing_name: str, document: ShadowDocument) -> None:
+        if len(self._unpacked) >= _UNPACKED_MAX:
+            oldest = next(iter(self._unpacked))
+            self._write_row(oldest)
+            del self._unpacked[oldest]
+        self._unpacked[thing_name] = document
+
+    def _write_row(self, thing_name: str) -> None:
+        if thing_name in self._unwritten:
+            table = self._table(thing_name)
+            table.store(table.row_of[thing_name], self._unpacked[thing_name], None)
+            self._unwritten.remove(thing_name)
+
+    def _write_rows(self) -> None:
+        """Bring the columns of real things up to date: whoever reads columns calls this first."""
+        for thing_name in list(self._unwritten):
+            self._write_row(thing_name)
+
+    def _adopt(self, request: Request, document: ShadowDocument) -> None:
+        """Make room for a shadow that has not been there before."""
+        if request.name:
+            self.named_shadows.setdefault(request.thing_name, {})[request.name] = document
+        else:
+            self._table(request.thing_name).add(request.thing_name)
+            self._unpack(request.thing_name, document)
+
+    def _store(self, thing_name: str, document: ShadowDocument, changed: Mapping[str, Any] | None) -> None:
+        if thing_name in self._unpacked:
+            self._unwritten.add(thing_name)
+            return
+        found = self._simulated(thing_name)
+        if found is None:
+            raise InvariantError(f"the shadow of {thing_name} is neither unpacked nor simulated")
+        fleet, row = found
+        fleet.table.store(row, document, changed)
+        fleet.has_desired = fleet.has_desired or bool(document.desired)
+
+    # Simulated fleets
+
+    def create_group(self, group: Group) -> None:
+        """Create this shard's part of a simulated group; ModelError if another group has its name."""
+        present = self.fleets.get(group.name)
+        if present is None:
+            self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
+        elif present.group != group:
+            raise ModelError(f"there is already a group {group.name!r}, and it is another one")
+
+    def delete_group(self, name: str) -> None:
+        """Remove this shard's part of a simulated group, if it is there."""
+        self.fleets.pop(name, None)
+
+    def tick(self, order: TickOrder) -> TickSummary:
+        """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
+        fleet = self.fleets.get(order.group)
+        if fleet is None:
+            raise ModelError(f"there is no group {order.group!r}; groups: {', '.join(self.fleets) or 'none'}")
+        return fleet.run(order, self._scratch)
+
+    # Questions
+
+    def twin_count(self) -> int:
+        """Return the number of twins, real and simulated."""
+        real = sum(table.count for table in self.tables.values())
+        return real + sum(fleet.table.count for fleet in self.fleets.values())
+
+    def select(self, wanted: Collection[str] | None) -> Iterator[dict[str, QueryColumn]]:
+        """Yield the wanted columns (None: all) of each table of twins in this shard."""
+        self._write_rows()
+        for table in self.tables.values():
+            if table.count:
+                yield select_rows(table, wanted)
+        for fleet in self.fleets.values():
+            if fleet.table.count:
+                yield select_rows(fleet, wanted)
+
+    def digest_leaves(self) -> list[tuple[str, int, bytes]]:
+        """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
+        leaves: list[tuple[str, int, bytes]] = []
+        for fleet in self.fleets.values():
+            leaves.extend(_digest_fleet(fleet))
+        return leaves
+
+
+def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
+    table = fleet.table
+    named = {f"twin.{name}": column for name, column in table.columns.items()}
+    named.update({f"device.{name}": column for name, column in fleet.state.items()})
+    named.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
+    for field, window in fleet.windows.items():
+        named.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
+    named["connected"] = fleet.connected
+    layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
+    overflow: dict[int, list[Any]] = {}
+    for row in sorted(table.overflow):
+        kept = table.overflow[row]
+        trees = [kept.desired, kept.desired_metadata, kept.reported, kept.reported_metadata]
+        overflow.setdefault(row // BLOCK_SIZE, []).append([table.name(row), trees])
+    head = encode_json(
+        [str(table.pattern), fleet.next_tick, [[n, named[n].dtype.str] for n in sorted(named)]]
+    )
+    for position, block in enumerate(table.blocks.tolist()):
+        rows = slice(position * BLOCK_SIZE, min((position + 1) * BLOCK_SIZE, table.count))
+        packed = np.empty(rows.stop - rows.start, layout)
+        for name, column in named.items():
+            packed[name] = column[rows]
+        digest = hashlib.sha256(head)
+        digest.update(packed.tobytes())
+        digest.update(_SORTED_JSON.encode(overflow.get(position, [])))
+        yield str(table.pattern), block, digest.digest()
+
+
+def combine_digest(leaves: list[tuple[str, int, bytes]]) -> str:
+    """Return the digest of a fleet, 64 hexadecimal digits, from the leaves of all its shards in any order."""
+    whole = hashlib.sha256()
+    for pattern, block, leaf in sorted(leaves):
+        whole.update(f"{pattern}\0{block}\0".encode())
+        whole.update(leaf)
+    return whole.hexdigest()
+
+
+def _topic(request: Request) -> str:
+    return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
+
+
+def _rejection(error: RequestError, request: Request, now_s: int) -> bytes:
+    body: dict[str, Any] = {"code": error.code, "message": error.message}
+    # The service leaves the time out where there is no shadow.
+    if error.code != 404:
+        body["timestamp"] = now_s
+    token = client_token_of(request.payload)
+    if token is not None:
+        body["clientToken"] = token
+    return encode_json(body)
+
+
+_SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
+_HANDLERS: Final[Mapping[Operation, Any]] = {
+    Operation.SHADOW_GET: Shard._get,
+    Operation.SHADOW_UPDATE: Shard._update,
+    Operation.SHADOW_DELETE: Shard._delete,
+    Operation.TELEMETRY: Shard._take_telemetry,
+    Operation.TELEMETRY_GET: Shard._get_telemetry,
+    Operation.SHADOW_LIST: Shard._list_shadows,
+    Operation.REGISTER: Shard._register,
+    Operation.UNREGISTER: Shard._unregister,
+}

@@ -1,0 +1,123 @@
+"""What a twin remembers of its telemetry: per stream and field the last value, and statistics of a sliding window.
+
+The window slides by buckets, so it covers between `WINDOW_S - BUCKET_S` and `WINDOW_S` seconds up to now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from twins.errors import InvalidRequest
+
+WINDOW_S: Final = 300
+# Half the window: the same two buckets that simulated twins keep in their columns.
+BUCKET_S: Final = 150
+# Distinct (stream, field) pairs that one thing may report, so that a device with random field names stays bounded.
+FIELD_COUNT_MAX: Final = 256
+_NESTING_MAX: Final = 8
+
+
+class _FieldWindow:
+    """One field's last value and its two buckets, each [number, count, sum, minimum, maximum]."""
+
+    __slots__ = ("buckets", "timestamp", "value")
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.timestamp = 0
+        self.buckets: list[list[float]] = []
+
+    def add(self, value: Any, now_s: int) -> None:
+        self.value = value
+        self.timestamp = now_s
+        if type(value) is not int and type(value) is not float:
+            return
+        number = now_s // BUCKET_S
+        if not self.buckets or self.buckets[-1][0] != number:
+            self.buckets = [*self.buckets[-1:], [number, 1, value, value, value]]
+            return
+        bucket = self.buckets[-1]
+        bucket[1] += 1
+        bucket[2] += value
+        bucket[3] = min(bucket[3], value)
+        bucket[4] = max(bucket[4], value)
+
+    def describe(self, now_s: int) -> dict[str, Any]:
+        described = {"value": self.value, "timestamp": self.timestamp}
+        oldest = now_s // BUCKET_S - 1
+        described.update(summarise([bucket for bucket in self.buckets if bucket[0] >= oldest]))
+        return described
+
+
+def summarise(buckets: list[list[float]]) -> dict[str, float]:
+    """Return count, min, max and mean over buckets of [number, count, sum, minimum, maximum]; empty ones count 0."""
+    filled = [bucket for bucket in buckets if bucket[1]]
+    count = int(sum(bucket[1] for bucket in filled))
+    if not count:
+        return {"count": 0}
+    return {
+        "count": count,
+        "min": min(bucket[3] for bucket in filled),
+        "max": max(bucket[4] for bucket in filled),
+        "mean": sum(bucket[2] for bucket in filled) / count,
+    }
+
+
+class ThingTelemetry:
+    """The telemetry of one thing over all its streams."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self) -> None:
+        self._fields: dict[tuple[str, str], _FieldWindow] = {}
+
+    def add(self, stream: str, values: Any, now_s: int) -> None:
+        """Take in one message, in place.
+
+        InvalidRequest, with nothing changed, if it is no object or would make too many fields. Fields of nested
+        objects are named by their path, with dots.
+        """
+        if type(values) is not dict:
+            raise InvalidRequest("A telemetry message must be a JSON object")
+        flat = list(_flatten(values, "", 1))
+        fields = self._fields
+        new_count = sum((stream, name) not in fields for name, _ in flat)
+        if new_count and len(fields) + new_count > FIELD_COUNT_MAX:
+            raise InvalidRequest(f"A thing may report {FIELD_COUNT_MAX} different telemetry fields at most")
+        for name, value in flat:
+            window = fields.get((stream, name))
+            if window is None:
+                window = fields[stream, name] = _FieldWindow()
+            window.add(value, now_s)
+
+    def describe(self, now_s: int) -> dict[str, dict[str, Any]]:
+        """Return, per stream and field, the last value with its time and the window's statistics."""
+        streams: dict[str, dict[str, Any]] = {}
+        for (stream, name), window in sorted(self._fields.items()):
+            streams.setdefault(stream, {})[name] = window.describe(now_s)
+        return streams
+
+    def to_state(self) -> list[list[Any]]:
+        """Return everything remembered as plain lists, for a snapshot."""
+        return [
+            [stream, name, window.value, window.timestamp, window.buckets]
+            for (stream, name), window in self._fields.items()
+        ]
+
+    @classmethod
+    def from_state(cls, state: list[list[Any]]) -> ThingTelemetry:
+        """Return the telemetry that `to_state` described."""
+        telemetry = cls()
+        for stream, name, value, timestamp, buckets in state:
+            window = telemetry._fields[stream, name] = _FieldWindow()
+            window.value, window.timestamp, window.buckets = value, timestamp, buckets
+        return telemetry
+
+
+def _flatten(values: dict[str, Any], prefix: str, level: int) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if type(value) is dict and level < _NESTING_MAX:
+            yield from _flatten(value, f"{prefix}{key}.", level + 1)
+        else:
+            yield prefix + key, value
