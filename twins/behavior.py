@@ -148,8 +148,11 @@ class SimulatedFleet:
         return found.astype(np.uint8)
 
     def run(self, order: TickOrder, scratch: Scratch) -> TickSummary:
-        """Run the ordered ticks, in place, and return what happened; ticks that have been run are not run again."""
-        if order.desired:
+        """Run the ordered ticks, in place, and return what happened; ticks that have been run are not run again.
+
+        ModelError, with nothing changed, if the order desires what the model cannot be told.
+        """
+        if order.desired and order.first_tick >= self.next_tick:
             self._desire(order)
         summary = TickSummary(connected_count=int(self.connected.sum()))
         for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
@@ -162,11 +165,14 @@ class SimulatedFleet:
     def _desire(self, order: TickOrder) -> None:
         """Write an operator's wish into the desired column of every twin, in place."""
         table, now_s = self.table, self.time_s(order.first_tick)
+        for name in order.desired:
+            if not table.model.fields[table.model.position(name)].is_settable:
+                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
         for name, value in order.desired.items():
             position = table.model.position(name)
             desired, desired_at = table.desired[position], table.desired_at[position]
             if desired is None or desired_at is None:
-                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
+                raise InvariantError(f"field {name!r} is settable and has no desired column")
             desired[: table.count] = value
             desired_at[: table.count] = now_s
             table.desired_valid[: table.count] |= np.uint16(1 << position)
@@ -176,6 +182,13 @@ class SimulatedFleet:
         table.changed_at[: table.count] = now_s
         table.reported_valid[: table.count] |= np.uint16(EXISTS)
         self.has_desired = True
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of everything that is kept for each device: its twin, itself, windows and attributes."""
+        columns = [*self.state.values(), *self.attributes.values(), self.connected]
+        for window in self.windows.values():
+            columns.extend(window.columns.values())
+        return self.table.memory_bytes() + sum(column.nbytes for column in columns)
 
     def time_s(self, tick: int) -> int:
         """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
@@ -192,9 +205,9 @@ class SimulatedFleet:
             if self._holds_last_cell(chunk):
                 due_count -= self.table.capacity - self.table.count
         if self.table.overflow:
-            for row in [
-                row for row in self.table.overflow if self._is_due(row, tick) and self.connected[row]
-            ]:
+            rows = [row for row in self.table.overflow if self._is_due(row, tick) and self.connected[row]]
+            self.behavior.obey_kept(self, rows)
+            for row in rows:
                 self.table.supersede_reported(row)
         return TickSummary(
             device_ticks=self.table.count,
@@ -283,7 +296,8 @@ class _WindowColumns:
     """Count, sum, minimum and maximum of one field in two buckets of time, a row each: the present one and the last."""
 
     def __init__(self, rows: int) -> None:
-        self.number = 0
+        # No bucket of any time: the first roll makes the minimum and maximum those of nothing.
+        self.number = -1
         self.columns = {
             f"{which}.{name}": np.zeros(rows, np.uint16 if name == "count" else np.float32)
             for which in ("present", "last")
@@ -455,6 +469,17 @@ class _Thermostat:
         obeys &= online != 0
         np.copyto(set_point, chunk.take(desired), where=obeys)
         chunk.put(fleet.state["set_point"], set_point)
+
+    @staticmethod
+    def obey_kept(fleet: SimulatedFleet, rows: list[int]) -> None:
+        """Let devices that have just reported take over a set point that no column holds (21, not 21.0), in place."""
+        position = fleet.table.model.positions["set_point"]
+        field = fleet.table.model.fields[position]
+        for row in rows:
+            wished: Any = fleet.table.overflow[row].desired.get("set_point", False)
+            if type(wished) in (int, float) and field.minimum <= wished <= field.maximum:
+                fleet.state["set_point"][row] = wished
+                fleet.table.reported[position][row] = wished
 
 
 _BEHAVIORS: Final[Mapping[str, _Thermostat]] = {"thermostat": _Thermostat()}

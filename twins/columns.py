@@ -15,6 +15,7 @@ from twins.model import Field
 from twins.shadow import Stamp
 from twins.table import EXISTS, NamedRows, TwinTable
 
+_FLOAT64_MAX: Final = float(np.finfo(np.float64).max)
 FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at")
 
 
@@ -121,8 +122,9 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         else:
             values = values.copy()
         for row, kept in table.overflow.items():
-            exact = kept.trees(section)[0].get(field.name)
-            if field.dtype == "float32" and type(exact) in (int, float):
+            exact: Any = kept.trees(section)[0].get(field.name, False)
+            # A number of a device may have more digits than any float.
+            if field.dtype == "float32" and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
                 values[row], is_valid[row] = exact, True
         return QueryColumn(values, is_valid)
 

@@ -8,6 +8,7 @@ TwinError
 │   ├── PayloadTooLarge     413
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
+├── SnapshotError           a snapshot is damaged or of another version
 └── InvariantError          our bug: crash, keep the snapshot
 """
 
@@ -78,3 +79,7 @@ class ModelError(TwinError):
 
 class InvariantError(TwinError):
     """A state that the code rules out: a bug of ours, never the caller's fault."""
+
+
+class SnapshotError(TwinError):
+    """A snapshot is damaged or was written by a newer version; the text says which."""

@@ -1,6 +1,7 @@
 """What goes into a shard and what comes out, and how both travel: requests, batches, outcomes, tick orders.
 
-Everything here is a frozen structure that encodes to MessagePack; payloads stay the bytes that the device sent.
+Everything here is a frozen structure that encodes to MessagePack; payloads stay the bytes that the device sent. What
+holds only texts and bytes is kept out of the garbage collector's sight, which would else go through all of it often.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHADOW_OPERATION: Final = {
 READ_ONLY: Final = frozenset({Operation.SHADOW_GET, Operation.TELEMETRY_GET, Operation.SHADOW_LIST})
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request for one thing.
 
     `name` is the shadow's name (empty: the classic shadow) or the telemetry stream. `is_direct`: the answer goes to
@@ -58,14 +59,14 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     requests: list[Request]
 
 
-class Publish(msgspec.Struct, frozen=True, array_like=True):
+class Publish(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message for the broker, to be published at QoS 1, not retained."""
 
     topic: str
     payload: bytes
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True):
+class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to a direct request: an HTTP-like status and the body as on the wire."""
 
     status: int

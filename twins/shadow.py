@@ -8,7 +8,7 @@ are kept in separate trees, so that a device may use any key, `timestamp` includ
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -47,7 +47,7 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     timestamp: int
 
 
-class UpdateRequest(msgspec.Struct, frozen=True):
+class UpdateRequest(msgspec.Struct, frozen=True, gc=False):
     """A valid update: `state` holds the sections that were sent, as sent; None empties the shadow."""
 
     state: Tree | None
@@ -56,7 +56,35 @@ class UpdateRequest(msgspec.Struct, frozen=True):
     payload_bytes: int
 
 
-class Announcement(msgspec.Struct, frozen=True):
+class _ShadowBody(msgspec.Struct, omit_defaults=True, gc=False):
+    """The body of `update/accepted` and `update/delta`; names and order are the wire's."""
+
+    state: Tree | None
+    metadata: Any
+    version: int
+    timestamp: int
+    clientToken: str | None = None  # noqa: N815  (the wire's name)
+
+
+class _Sections(msgspec.Struct, omit_defaults=True, gc=False):
+    desired: Tree | None = None
+    reported: Tree | None = None
+
+
+class _CurrentBody(msgspec.Struct, gc=False):
+    state: _Sections
+    metadata: _Sections
+    version: int
+
+
+class _DocumentsBody(msgspec.Struct, omit_defaults=True, gc=False):
+    previous: msgspec.Raw
+    current: msgspec.Raw
+    timestamp: int
+    clientToken: str | None = None  # noqa: N815  (the wire's name)
+
+
+class Announcement(msgspec.Struct, frozen=True, gc=False):
     """The bodies that one accepted update brings about; `delta` is None where desired and reported agree."""
 
     accepted: bytes
@@ -66,8 +94,12 @@ class Announcement(msgspec.Struct, frozen=True):
 
 def decode_payload(payload: bytes) -> Any:
     """Return the JSON value of a payload; UnsupportedEncoding or InvalidRequest where there is none."""
+    return _decode_with(_decode_json, payload)
+
+
+def _decode_with(decode: Callable[[bytes], Any], payload: bytes) -> Any:
     try:
-        return _decode_json(payload)
+        return decode(payload)
     except UnicodeDecodeError:
         raise UnsupportedEncoding from None
     except RecursionError:
@@ -86,7 +118,9 @@ def client_token_of(payload: bytes) -> str | None:
 
 
 def _is_client_token(token: object) -> bool:
-    return isinstance(token, str) and len(token.encode()) <= CLIENT_TOKEN_BYTES_MAX
+    if type(token) is not str:
+        return False
+    return len(token) <= CLIENT_TOKEN_BYTES_MAX and len(token.encode()) <= CLIENT_TOKEN_BYTES_MAX
 
 
 def check_simple_request(payload: bytes) -> str | None:
@@ -99,23 +133,28 @@ def check_simple_request(payload: bytes) -> str | None:
     return token
 
 
+class _UpdateBody(msgspec.Struct, gc=False):
+    state: Any = msgspec.UNSET
+    version: Any = None
+    clientToken: Any = None  # noqa: N815  (the wire's name)
+
+
+_decode_update: Final = msgspec.json.Decoder(_UpdateBody).decode
+
+
 def parse_update(payload: bytes) -> UpdateRequest:
     """Return an update request, checked for all that does not depend on the shadow.
 
     RequestError says what is wrong.
     """
-    request = decode_payload(payload)
-    if type(request) is not dict:
-        raise InvalidRequest("Invalid JSON")
-    token = request.get("clientToken")
+    body = _decode_with(_decode_update, payload)
+    token, state, version = body.clientToken, body.state, body.version
     if token is not None and not _is_client_token(token):
         raise InvalidRequest("Invalid clientToken")
-    if "state" not in request:
+    if state is msgspec.UNSET:
         raise InvalidRequest("Missing required node: state")
-    state = request["state"]
     if state is not None:
         _check_state(state)
-    version = request.get("version")
     if version is not None and (type(version) is not int or version < 0):
         raise InvalidRequest("Invalid version")
     return UpdateRequest(state, version, token, len(payload))
@@ -277,6 +316,10 @@ class ShadowDocument:
         self._current = None
         return self._announce(request, now_s, previous)
 
+    def forget_size(self) -> None:
+        """Have the exact size counted at the next update, in place: for a shadow put together from stored parts."""
+        self._size_bound = DOCUMENT_BYTES_MAX
+
     def _check_version(self, version: int | None) -> None:
         if version is None:
             return
@@ -318,39 +361,28 @@ class ShadowDocument:
                 merge(self.reported, self.reported_metadata, patch, stamp=stamp)
 
     def _announce(self, request: UpdateRequest, now_s: int, previous: bytes) -> Announcement:
+        token, version = request.client_token, self.version
         stamp = Stamp(now_s)
-        token = (
-            b"" if request.client_token is None else b',"clientToken":' + encode_json(request.client_token)
-        )
-        tail = b',"timestamp":%d%b}' % (now_s, token)
         metadata = stamp if request.state is None else stamp_tree(request.state, stamp)
-        accepted = b'{"state":%b,"metadata":%b,"version":%d%b' % (
-            encode_json(request.state),
-            encode_json(metadata),
-            self.version,
-            tail,
-        )
-        documents = b'{"previous":%b,"current":%b%b' % (previous, self._encode_current(), tail)
-        return Announcement(accepted, documents, self._encode_delta(tail))
+        accepted = encode_json(_ShadowBody(request.state, metadata, version, now_s, token))
+        current = msgspec.Raw(self._encode_current())
+        documents = encode_json(_DocumentsBody(msgspec.Raw(previous), current, now_s, token))
+        return Announcement(accepted, documents, self._encode_delta(now_s, token))
 
-    def _encode_delta(self, tail: bytes) -> bytes | None:
+    def _encode_delta(self, now_s: int, token: str | None) -> bytes | None:
         if not self.desired:
             return None
         state, stamps = delta_of(self.desired, self.reported, self.desired_metadata)
-        if not state:
-            return None
-        return b'{"state":%b,"metadata":%b,"version":%d%b' % (
-            encode_json(state),
-            encode_json(stamps),
-            self.version,
-            tail,
-        )
+        return encode_json(_ShadowBody(state, stamps, self.version, now_s, token)) if state else None
 
     def _encode_current(self) -> bytes:
         if self._current is None:
-            self._current = encode_json(
-                {"state": self._state(), "metadata": self._metadata(), "version": self.version}
+            state = _Sections(self.desired or None, self.reported or None)
+            metadata = _Sections(
+                self.desired_metadata if self.desired else None,
+                self.reported_metadata if self.reported else None,
             )
+            self._current = encode_json(_CurrentBody(state, metadata, self.version))
         return self._current
 
     def _state(self) -> Tree:

@@ -6,7 +6,7 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +26,7 @@ from twins.messages import (
     TickOrder,
     TickSummary,
 )
-from twins.model import UNTYPED, Group, model_named
+from twins.model import MODELS, UNTYPED, Group, model_named
 from twins.shadow import (
     Announcement,
     ShadowDocument,
@@ -94,9 +94,8 @@ class Shard:
 
     def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
         """Serve one request: the one place where request errors are caught."""
-        handler: Callable[[Request, int, Outcome], bytes] = _HANDLERS[request.operation].__get__(self)
         try:
-            body = handler(request, now_s, outcome)
+            body: bytes = _HANDLERS[request.operation](self, request, now_s, outcome)
         except RequestError as error:
             if request.operation is Operation.TELEMETRY:
                 self.refused_telemetry_count += 1
@@ -186,7 +185,7 @@ class Shard:
         try:
             registration = msgspec.json.decode(request.payload, type=Registration)
             model = model_named(registration.model)
-        except (msgspec.DecodeError, ModelError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ModelError) as error:
             raise InvalidRequest(str(error)) from None
         thing_name = request.thing_name
         present = self.model_of.get(thing_name)
@@ -232,11 +231,10 @@ class Shard:
         document = self._unpacked.get(thing_name)
         if document is not None:
             return document
-        found = self._simulated(thing_name)
-        if found is not None:
-            return found[0].table.load(found[1])
+        # A real thing comes first, whether or not it is unpacked, should a fleet be given its name later.
         if thing_name not in self.model_of:
-            return None
+            found = self._simulated(thing_name)
+            return None if found is None else found[0].table.load(found[1])
         table = self._table(thing_name)
         document = table.load(table.row_of[thing_name])
         self._unpack(thing_name, document)
@@ -255,8 +253,8 @@ class Shard:
             table.store(table.row_of[thing_name], self._unpacked[thing_name], None)
             self._unwritten.remove(thing_name)
 
-    def _write_rows(self) -> None:
-        """Bring the columns of real things up to date: whoever reads columns calls this first."""
+    def write_rows(self) -> None:
+        """Bring the columns of real things up to date, in place: whoever reads columns calls this first."""
         for thing_name in list(self._unwritten):
             self._write_row(thing_name)
 
@@ -303,19 +301,27 @@ class Shard:
     # Questions
 
     def twin_count(self) -> int:
-        """Return the number of twins, real and simulated."""
-        real = sum(table.count for table in self.tables.values())
-        return real + sum(fleet.table.count for fleet in self.fleets.values())
+        """Return the number of twins, real and simulated; may be asked from another thread."""
+        real = sum(table.count for table in list(self.tables.values()))
+        return real + sum(fleet.table.count for fleet in list(self.fleets.values()))
 
     def select(self, wanted: Collection[str] | None) -> Iterator[dict[str, QueryColumn]]:
-        """Yield the wanted columns (None: all) of each table of twins in this shard."""
-        self._write_rows()
+        """Yield the wanted columns (None: all) of each table of twins in this shard.
+
+        A model without twins is there as a table without rows, so that every column can be asked for at any time.
+        """
+        self.write_rows()
+        missing = dict(MODELS)
         for table in self.tables.values():
             if table.count:
+                missing.pop(table.model.name, None)
                 yield select_rows(table, wanted)
         for fleet in self.fleets.values():
             if fleet.table.count:
+                missing.pop(fleet.table.model.name, None)
                 yield select_rows(fleet, wanted)
+        for model in missing.values():
+            yield select_rows(NamedRows(model), wanted)
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""

@@ -157,6 +157,7 @@ class TwinTable:
         document.exists = bool(self._valid["reported"][row] & EXISTS)
         self._load_section(row, "reported", document.reported, document.reported_metadata)
         self._load_section(row, "desired", document.desired, document.desired_metadata)
+        document.forget_size()
         return document
 
     def _load_section(self, row: int, section: str, state: Tree, metadata: Tree) -> None:

@@ -15,7 +15,10 @@ WINDOW_S: Final = 300
 BUCKET_S: Final = 150
 # Distinct (stream, field) pairs that one thing may report, so that a device with random field names stays bounded.
 FIELD_COUNT_MAX: Final = 256
+# Levels of objects that are taken apart, and levels that a value below them may have: as deep as a shadow may be.
 _NESTING_MAX: Final = 8
+# Larger numbers are kept but not counted, so that no sum over a window leaves the range of a float (1.8e308).
+_COUNTED_MAX: Final = 1e300
 
 
 class _FieldWindow:
@@ -31,7 +34,7 @@ class _FieldWindow:
     def add(self, value: Any, now_s: int) -> None:
         self.value = value
         self.timestamp = now_s
-        if type(value) is not int and type(value) is not float:
+        if (type(value) is not int and type(value) is not float) or abs(value) > _COUNTED_MAX:
             return
         number = now_s // BUCKET_S
         if not self.buckets or self.buckets[-1][0] != number:
@@ -75,12 +78,14 @@ class ThingTelemetry:
     def add(self, stream: str, values: Any, now_s: int) -> None:
         """Take in one message, in place.
 
-        InvalidRequest, with nothing changed, if it is no object or would make too many fields. Fields of nested
-        objects are named by their path, with dots.
+        InvalidRequest, with nothing changed, if it is no object, would make too many fields or nests too deep.
+        Fields of nested objects are named by their path, with dots.
         """
         if type(values) is not dict:
             raise InvalidRequest("A telemetry message must be a JSON object")
         flat = list(_flatten(values, "", 1))
+        if any(_is_nested_beyond(value, _NESTING_MAX) for _, value in flat):
+            raise InvalidRequest(f"A telemetry value may be nested {_NESTING_MAX} levels deep at most")
         fields = self._fields
         new_count = sum((stream, name) not in fields for name, _ in flat)
         if new_count and len(fields) + new_count > FIELD_COUNT_MAX:
@@ -121,3 +126,10 @@ def _flatten(values: dict[str, Any], prefix: str, level: int) -> Iterator[tuple[
             yield from _flatten(value, f"{prefix}{key}.", level + 1)
         else:
             yield prefix + key, value
+
+
+def _is_nested_beyond(value: Any, levels: int) -> bool:
+    if type(value) is not dict and type(value) is not list:
+        return False
+    children = value.values() if type(value) is dict else value
+    return levels == 0 or any(_is_nested_beyond(child, levels - 1) for child in children)

@@ -1,0 +1,58 @@
+"""What each actor of a platform is told when it is opened, and the names under which actors find each other."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from actors.settings import MqttsEndpoint
+
+BRIDGE_NAME: Final = "bridge"
+GATEWAY_NAME: Final = "gateway"
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """Which shards a shard actor serves, and where their state is kept."""
+
+    index: int
+    shards: tuple[int, ...]
+    shard_count: int
+    redis_url: str
+    snapshot_dir: str
+    log_file: str
+
+
+class BridgeSettings(msgspec.Struct, frozen=True):
+    """Where the broker's internal listener is, and how many shards and shard actors there are."""
+
+    host: str
+    port: int
+    user_name: str
+    password: str
+    shard_count: int
+    shard_actor_count: int
+    log_file: str
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """Where the gateway listens, and what stands around it; port 0 takes a free one."""
+
+    data_dir: str
+    redis_url: str
+    api_port: int
+    device_port: int
+    mqtts: MqttsEndpoint
+    shard_count: int
+    shard_actor_count: int
+    supervisor_pid: int
+    store_pid: int
+    broker_pid: int
+    log_file: str
+
+
+class GatewayUrls(msgspec.Struct, frozen=True):
+    """Where the gateway's two listeners are."""
+
+    api: str
+    https_devices: str

@@ -1,0 +1,85 @@
+"""The process of the MQTT bridge: `mqtt_bridge.MqttBridge` as a Ray actor, between mosquitto and the shard actors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from actors.actor_settings import BridgeSettings
+from actors.logs import log_to
+from actors.mqtt_bridge import BrokerConnection, MqttBridge
+from actors.ray_fleet import find_fleet
+from twins.messages import Publish
+
+# The broker keeps this session, and with it what devices sent while the bridge was away: it must stay the same.
+CLIENT_ID: Final = "app.bridge"
+# Messages that the broker hands over before the first of them is acknowledged; must not exceed the broker's own limit.
+_RECEIVE_MAXIMUM: Final = 1000
+# A dead connection is noticed after two of these.
+_KEEPALIVE_S: Final = 10
+
+_LOG: Final = logging.getLogger(__name__)
+_decode_messages: Final = msgspec.msgpack.Decoder(list[Publish]).decode
+
+
+class BridgeActor:
+    """One bridge for one broker. The constructor can't fail; `open` may be repeated."""
+
+    def __init__(self) -> None:
+        self._bridge: MqttBridge | None = None
+
+    async def open(self, encoded: bytes) -> None:
+        """Connect the broker with the shards; when this returns, devices are served."""
+        settings = msgspec.msgpack.decode(encoded, type=BridgeSettings)
+        log_to(Path(settings.log_file))
+        connection = BrokerConnection(
+            host=settings.host,
+            port=settings.port,
+            username=settings.user_name,
+            password=settings.password,
+            client_id=CLIENT_ID,
+            receive_maximum=_RECEIVE_MAXIMUM,
+            keepalive_s=_KEEPALIVE_S,
+        )
+        lanes = find_fleet(settings.shard_count, settings.shard_actor_count)
+        bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{secrets.token_hex(8)}")
+        await bridge.start()
+        self._bridge = bridge
+        self._watch = asyncio.create_task(bridge.until_failed())
+        self._watch.add_done_callback(_end_process)
+
+    async def publish(self, encoded: bytes) -> None:
+        """Publish messages that no device's request has brought about."""
+        if self._bridge is not None:
+            await self._bridge.publish(_decode_messages(encoded))
+
+    async def statistics(self) -> dict[str, Any]:
+        """Return what the bridge does at present, with its process id."""
+        if self._bridge is None:
+            return {"pid": os.getpid()}
+        return {"pid": os.getpid(), **asdict(self._bridge.statistics())}
+
+    async def lifetime(self) -> None:
+        """Never return: whoever waits for the answer learns of this process's end."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Finish what is under way and disconnect."""
+        if self._bridge is not None:
+            self._watch.cancel()
+            await self._bridge.stop()
+            self._bridge = None
+
+
+def _end_process(watch: asyncio.Task[None]) -> None:
+    """End this process when the bridge has failed for good: one that looks alive and serves nobody helps nobody."""
+    if not watch.cancelled():
+        _LOG.critical("the bridge gives up", exc_info=watch.exception())
+        os._exit(1)

@@ -1,0 +1,452 @@
+"""The managed MQTT broker (mosquitto) and store (Redis): configured, started, checked, reloaded and stopped.
+
+Owns their configuration files and what counts as ready. The values and their reasons stand in the templates of
+`broker_config`; certificates are `pki`'s, and who has an entry in the access list is the registry's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import jinja2
+import redis
+
+from actors.errors import BrokerError, PlatformNotRunning, StoreError
+from actors.pki import INTERNAL_USER
+from actors.processes import (
+    LOOPBACK,
+    ManagedProcess,
+    end_leftover,
+    find_process,
+    find_tool,
+    free_port,
+    is_port_free,
+    loopback_addresses,
+    require_port_free,
+    wait_until,
+)
+from actors.settings import (
+    DataDirectory,
+    PlatformSettings,
+    read_or_create_secret,
+    write_atomically,
+)
+
+_TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).absolute().parent.parent / "broker_config"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    # Configuration files, not HTML.
+    autoescape=False,
+)
+# A server on loopback answers within milliseconds; one that is busy reading its files back gets asked again.
+_PROBE_TIMEOUT_S: Final = 1.0
+# A reload reads a few files; a long revocation list takes the longest.
+_RELOAD_TIMEOUT_S: Final = 10.0
+# The password has 256 random bits, so stretching it adds nothing: mosquitto_passwd's own default.
+_PASSWORD_ITERATIONS: Final = 101
+# mosquitto accepts salts of 12 (and, later, 64) bytes.
+_PASSWORD_SALT_BYTES: Final = 12
+_RELOAD_BEGINS: Final = b"Reloading config"
+# What the journal's promise rests on; see the reasons in redis.conf.j2.
+_DURABLE: Final = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "maxmemory-policy": "noeviction",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InternalListener:
+    """Where the bridge, and nobody else, connects to the broker: plain TCP on loopback, with a password."""
+
+    host: str
+    port: int
+    user_name: str
+    password: str
+
+
+class MosquittoBroker:
+    """The platform's MQTT broker: devices over mutual TLS, the bridge on an internal listener.
+
+    The caller holds the data directory's lock, and certificates are in place before `start`. Ports that were chosen
+    freely stay the same when it is started again, by this object or the next.
+    """
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        self._settings = settings
+        self._directory = DataDirectory(settings.data_dir)
+        self._process: ManagedProcess | None = None
+        self.port: Final = settings.mqtt_port or _kept_port(self._directory, "device.port")
+        self.internal: Final = InternalListener(
+            host=LOOPBACK,
+            port=_kept_port(self._directory, "internal.port"),
+            user_name=INTERNAL_USER,
+            password=read_or_create_secret(_internal_password_file(self._directory)),
+        )
+
+    def start(self) -> None:
+        """Start the broker and return when devices and the bridge can connect."""
+        self.spawn()
+        self.wait_until_ready()
+
+    def spawn(self) -> None:
+        """Start the broker without waiting for it; PortInUse, ToolMissing or ProcessEnded if it cannot be."""
+        tool = find_tool("mosquitto", package="mosquitto", tool_directories=[self._directory.tools])
+        configuration = _mosquitto_file(self._directory)
+        _end_leftover(
+            self._directory.mosquitto,
+            "mosquitto",
+            configuration,
+            settings=self._settings,
+        )
+        for host in loopback_addresses():
+            require_port_free(host, self.port, option="--mqtt-port")
+        self._write_configuration(configuration)
+        self._process = ManagedProcess.start(
+            "mosquitto",
+            [tool.path, "-c", configuration],
+            log_file=_mosquitto_log(self._directory),
+            environment=tool.environment,
+        )
+        _write_pid(self._directory.mosquitto, self._process.pid)
+
+    def wait_until_ready(self) -> None:
+        """Return when both listeners serve; BrokerError if that takes too long."""
+        process = self._require_process()
+        if not process.wait_until(self._is_ready, timeout_s=self._settings.start_timeout_s):
+            raise BrokerError(
+                f"mosquitto did not become ready in {self._settings.start_timeout_s} s; see {process.log_file}:\n"
+                f"{process.log_tail()}"
+            )
+
+    def reload(self) -> None:
+        """Make the broker read its access lists and the revocation list again, and return when it has."""
+        reload_broker(self._settings.data_dir)
+
+    def stop(self) -> None:
+        """End the broker, with time to save its sessions. Nothing happens if it does not run."""
+        if self._process is not None:
+            self._process.stop(timeout_s=self._settings.stop_timeout_s)
+            _pid_file(self._directory.mosquitto).unlink(missing_ok=True)
+
+    def is_alive(self) -> bool:
+        """Tell whether the broker's process runs."""
+        return self._process is not None and self._process.is_alive()
+
+    @property
+    def pid(self) -> int:
+        """The broker's process id; it must have been started."""
+        return self._require_process().pid
+
+    def _require_process(self) -> ManagedProcess:
+        if self._process is None:
+            raise BrokerError("mosquitto has not been started; start it first")
+        return self._process
+
+    def _is_ready(self) -> bool:
+        ca_file = self._directory.pki / "ca.pem"
+        return _accepts_bridge(self.internal) and all(
+            _serves_tls(host, self.port, ca_file) for host in loopback_addresses()
+        )
+
+    def _write_configuration(self, configuration: Path) -> None:
+        directory = self._directory.mosquitto
+        text = _TEMPLATES.get_template("mosquitto.conf.j2").render(
+            is_root=os.geteuid() == 0,
+            directory=directory,
+            pki=self._directory.pki,
+            addresses=loopback_addresses(),
+            port=self.port,
+            internal_host=self.internal.host,
+            internal_port=self.internal.port,
+        )
+        write_atomically(configuration, text.encode())
+        password_line = _mosquitto_password(self.internal.user_name, self.internal.password)
+        write_atomically(directory / "internal.password", password_line.encode())
+        internal = _render_acl(audience="bridge", internal_user=self.internal.user_name)
+        write_atomically(directory / "internal.acl", internal)
+        if not _device_acl_file(self._directory).exists():
+            write_acl(self._settings.data_dir, ())
+
+
+def write_acl(data_dir: Path, entries: Iterable[tuple[str, str]]) -> None:
+    """Write the devices' access list, in one step; `reload_broker` makes it count.
+
+    `entries` are (common name, thing name) of the things whose certificate carries the certificate id, all of them
+    every time. Things whose common name is their own name need none.
+    """
+    content = _render_acl(audience="devices", entries=sorted(entries))
+    write_atomically(_device_acl_file(DataDirectory(data_dir)), content)
+
+
+def reload_broker(data_dir: Path) -> None:
+    """Make the broker of `data_dir` read access and revocation lists again, from any process of the same user.
+
+    Returns when they are in force for new connections. BrokerError if the broker could not read them: a broken
+    revocation list would let revoked devices in.
+    """
+    directory = DataDirectory(data_dir)
+    pid_file = _pid_file(directory.mosquitto)
+    pid = find_process(pid_file, program="mosquitto", argument=str(_mosquitto_file(directory)))
+    if pid is None:
+        raise PlatformNotRunning(data_dir, f"{pid_file} names no running mosquitto")
+    log_file = _mosquitto_log(directory)
+    offset = log_file.stat().st_size
+    os.kill(pid, signal.SIGHUP)
+
+    def written() -> bytes:
+        with log_file.open("rb") as log:
+            log.seek(offset)
+            return log.read()
+
+    internal = InternalListener(
+        LOOPBACK,
+        _kept_port(directory, "internal.port"),
+        user_name=INTERNAL_USER,
+        password=read_or_create_secret(_internal_password_file(directory)),
+    )
+    # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
+    has_begun = wait_until(lambda: _RELOAD_BEGINS in written(), timeout_s=_RELOAD_TIMEOUT_S)
+    if not has_begun or not wait_until(lambda: _accepts_bridge(internal), timeout_s=_RELOAD_TIMEOUT_S):
+        raise BrokerError(
+            f"mosquitto did not reload in {_RELOAD_TIMEOUT_S} s; see {log_file}",
+            retryable=True,
+        )
+    problems = [line for line in written().decode(errors="replace").splitlines() if "Error:" in line]
+    if problems:
+        raise BrokerError(f"mosquitto could not reload; mend what {log_file} says:\n" + "\n".join(problems))
+
+
+class RedisServer:
+    """The platform's store: a Redis on loopback that has written to disk what it acknowledges.
+
+    The caller holds the data directory's lock. The port is a free one, and stays while this object lives.
+    """
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        self._settings = settings
+        self._directory = DataDirectory(settings.data_dir)
+        self._process: ManagedProcess | None = None
+        self._password = read_or_create_secret(self._directory.redis_password_file)
+        self.port: Final = free_port()
+        # With the password: whoever keeps it in a file keeps that file to its owner.
+        self.url: Final = f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
+
+    def start(self) -> None:
+        """Start the store and return when it has read its data back and keeps what it acknowledges."""
+        self.spawn()
+        self.wait_until_ready()
+
+    def spawn(self) -> None:
+        """Start the store without waiting for it; ToolMissing or ProcessEnded if it cannot be."""
+        tool = find_tool(
+            "redis-server",
+            package="redis-server",
+            tool_directories=[self._directory.tools],
+        )
+        configuration = self._directory.redis / "redis.conf"
+        _end_leftover(
+            self._directory.redis,
+            "redis-server",
+            configuration,
+            settings=self._settings,
+        )
+        text = _TEMPLATES.get_template("redis.conf.j2").render(
+            host=LOOPBACK,
+            port=self.port,
+            password=self._password,
+            quoted_directory=_redis_quoted(self._directory.redis),
+            memory_max_bytes=self._settings.store_memory_max_bytes,
+        )
+        write_atomically(configuration, text.encode())
+        self._process = ManagedProcess.start(
+            "redis-server",
+            [tool.path, configuration],
+            log_file=self._directory.logs / "redis.log",
+            environment=tool.environment,
+        )
+        _write_pid(self._directory.redis, self._process.pid)
+
+    def wait_until_ready(self) -> None:
+        """Return when the store answers; StoreError if that takes too long or it would lose data."""
+        process = self._require_process()
+        if not process.wait_until(lambda: _answers(self.url), timeout_s=self._settings.start_timeout_s):
+            raise StoreError(
+                f"Redis did not become ready in {self._settings.start_timeout_s} s; see {process.log_file}:\n"
+                f"{process.log_tail()}"
+            )
+        require_durable(self.url)
+
+    def stop(self) -> None:
+        """End the store; what it acknowledged is on disk. Nothing happens if it does not run."""
+        if self._process is not None:
+            self._process.stop(timeout_s=self._settings.stop_timeout_s)
+            _pid_file(self._directory.redis).unlink(missing_ok=True)
+
+    def is_alive(self) -> bool:
+        """Tell whether the store's process runs."""
+        return self._process is not None and self._process.is_alive()
+
+    @property
+    def pid(self) -> int:
+        """The store's process id; it must have been started."""
+        return self._require_process().pid
+
+    def _require_process(self) -> ManagedProcess:
+        if self._process is None:
+            raise StoreError("Redis has not been started; start it first")
+        return self._process
+
+
+def require_durable(url: str) -> None:
+    """Raise StoreError, naming the settings to change, unless the Redis at `url` keeps what it acknowledges."""
+    try:
+        with _redis_client(url) as client:
+            found = {name: client.config_get(name).get(name) for name in _DURABLE}
+    except redis.RedisError as error:
+        raise StoreError(f"Redis cannot be asked for its settings: {error}", retryable=True) from None
+    wrong = [
+        f"{name} is {found[name]!r}, set it to {wanted}"
+        for name, wanted in _DURABLE.items()
+        if found[name] != wanted
+    ]
+    if wrong:
+        raise StoreError(f"Redis would lose what it has acknowledged: {'; '.join(wrong)}")
+
+
+def _redis_client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=_PROBE_TIMEOUT_S,
+        socket_connect_timeout=_PROBE_TIMEOUT_S,
+        retry=None,
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _redis_client(url) as client:
+            return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        # Not listening yet, or still reading its data back.
+        return False
+
+
+def _redis_quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _accepts_bridge(listener: InternalListener) -> bool:
+    """Tell whether the broker answers a CONNECT of the internal user with success."""
+    fields = (
+        f"app.probe.{os.getpid()}.{secrets.token_hex(4)}",
+        listener.user_name,
+        listener.password,
+    )
+    payload = b"".join(len(text).to_bytes(2, "big") + text.encode() for text in fields)
+    # MQTT 3.1.1, 3.1.2: protocol name and level, flags (user name, password, clean session), keep alive of 10 s.
+    body = b"\x00\x04MQTT\x04\xc2\x00\x0a" + payload
+    try:
+        with socket.create_connection((listener.host, listener.port), timeout=_PROBE_TIMEOUT_S) as connection:
+            # The remaining length fits one byte: all three fields together are below 100 bytes.
+            connection.sendall(bytes([0x10, len(body)]) + body)
+            answer = connection.recv(4)
+            connection.sendall(b"\xe0\x00")
+    except OSError:
+        return False
+    return answer == b"\x20\x02\x00\x00"
+
+
+def _serves_tls(host: str, port: int, ca_file: Path) -> bool:
+    """Tell whether the listener shows a certificate of ours; in TLS 1.3 it asks for the client's only afterwards."""
+    context = ssl.create_default_context(cafile=str(ca_file))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S) as connection,
+            context.wrap_socket(connection, server_hostname=host),
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def _mosquitto_password(user_name: str, password: str) -> str:
+    """Return a line for mosquitto's password file: PBKDF2 with SHA-512, which it marks with 7."""
+    salt = secrets.token_bytes(_PASSWORD_SALT_BYTES)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _PASSWORD_ITERATIONS)
+    encoded = [base64.b64encode(part).decode() for part in (salt, digest)]
+    return f"{user_name}:$7${_PASSWORD_ITERATIONS}${encoded[0]}${encoded[1]}\n"
+
+
+def _render_acl(*, audience: str, internal_user: str = "", entries: Sequence[tuple[str, str]] = ()) -> bytes:
+    template = _TEMPLATES.get_template("acl.j2")
+    return template.render(audience=audience, internal_user=internal_user, entries=entries).encode()
+
+
+def _kept_port(directory: DataDirectory, file_name: str) -> int:
+    """Return a free port, the same one as the last time as long as it can be had.
+
+    mosquitto finds the rules of a stored session by its listener's port: with another port, what arrives for the
+    session before its client is back would be dropped.
+    """
+    file = directory.mosquitto / file_name
+    running = find_process(
+        _pid_file(directory.mosquitto),
+        program="mosquitto",
+        argument=str(_mosquitto_file(directory)),
+    )
+    try:
+        port = int(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        port = 0
+    if port and (running is not None or is_port_free(LOOPBACK, port)):
+        return port
+    port = free_port()
+    write_atomically(file, f"{port}\n".encode())
+    return port
+
+
+def _end_leftover(directory: Path, program: str, configuration: Path, *, settings: PlatformSettings) -> None:
+    # After a kill -9 of its parent a child saves its files for a moment; two on one directory would destroy them.
+    pid = find_process(_pid_file(directory), program=program, argument=str(configuration))
+    if pid is not None:
+        end_leftover(pid, timeout_s=settings.stop_timeout_s)
+
+
+def _write_pid(directory: Path, pid: int) -> None:
+    write_atomically(_pid_file(directory), f"{pid}\n".encode())
+
+
+def _pid_file(directory: Path) -> Path:
+    return directory / "pid"
+
+
+def _mosquitto_file(directory: DataDirectory) -> Path:
+    return directory.mosquitto / "mosquitto.conf"
+
+
+def _mosquitto_log(directory: DataDirectory) -> Path:
+    return directory.logs / "mosquitto.log"
+
+
+def _device_acl_file(directory: DataDirectory) -> Path:
+    return directory.mosquitto / "device.acl"
+
+
+def _internal_password_file(directory: DataDirectory) -> Path:
+    return directory.mosquitto / "internal.secret"

@@ -1,0 +1,228 @@
+"""The error tree of the world: what can go wrong outside the pure core.
+
+ActorsError
+├── WorldError                      a broker, store, shard or machine that does not do its part; `retryable` or not
+│   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
+│   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
+│   ├── ShardUnavailable            a shard does not answer at present             (retryable)
+│   ├── ShardFenced                 another process has taken over the shard
+│   ├── PlatformNotRunning          no platform serves the data directory
+│   ├── DataDirectoryBusy           another process holds the data directory
+│   ├── DataDirectoryVersion        the data directory was written by a newer version
+│   ├── PortInUse                   something else listens on the port
+│   ├── ToolMissing                 a program of the system is not installed
+│   ├── ProcessEnded                a managed process ended by itself
+│   └── CertificateStoreError       the certificate authority's files are damaged
+└── OperatorError                   a bad request of an operator, who can mend it
+    ├── SettingsError               a setting is unknown, out of bounds or contradicts another
+    ├── CertificateRequestError     a name or signing request that may not get a certificate
+    ├── DescriptionError            a thing or fleet is described against the rules
+    ├── ThingExists                 the thing name is taken
+    ├── ThingNotFound               no such thing is registered
+    ├── FleetExists                 the fleet name is taken
+    └── FleetNotFound               no such standing fleet
+
+Facts stand in attributes, the text is made from them, and every text says what to change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ActorsError(Exception):
+    """Base of every error that the world raises."""
+
+
+class WorldError(ActorsError):
+    """A part of the world does not do its part; `retryable` says whether the same call may succeed later."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class BrokerError(WorldError):
+    """The MQTT broker does not start, does not answer or refuses its configuration."""
+
+
+class StoreError(WorldError):
+    """Redis does not start, does not answer, or would not keep what it acknowledges."""
+
+
+class ShardUnavailable(WorldError):
+    """A shard does not answer at present; the same batch may be sent again."""
+
+    def __init__(self, shard: int, reason: str) -> None:
+        super().__init__(f"shard {shard} does not answer: {reason}; try again", retryable=True)
+        self.shard = shard
+        self.reason = reason
+
+
+class ShardFenced(WorldError):
+    """Another process has opened the shard since; this one must not serve it any more."""
+
+    def __init__(self, shard: int, epoch: int) -> None:
+        super().__init__(f"shard {shard} was taken over by another process after epoch {epoch}")
+        self.shard = shard
+        self.epoch = epoch
+
+
+class PlatformNotRunning(WorldError):
+    """No running platform serves the data directory."""
+
+    def __init__(self, data_dir: Path, reason: str) -> None:
+        super().__init__(
+            f"no platform runs on {data_dir} ({reason}); start one with `twinfleet up --data-dir {data_dir}`, "
+            "or name another directory with --data-dir"
+        )
+        self.data_dir = data_dir
+        self.reason = reason
+
+
+class DataDirectoryBusy(WorldError):
+    """Another process holds the data directory; `holder_pid` is None in the instant before it wrote its id."""
+
+    def __init__(self, data_dir: Path, holder_pid: int | None) -> None:
+        holder = "another process" if holder_pid is None else f"process {holder_pid}"
+        super().__init__(
+            f"{data_dir} is held by {holder}; stop that platform with `twinfleet down --data-dir {data_dir}`, "
+            "or name another directory with --data-dir"
+        )
+        self.data_dir = data_dir
+        self.holder_pid = holder_pid
+
+
+class DataDirectoryVersion(WorldError):
+    """The data directory's layout is not one that this version can read."""
+
+    def __init__(self, format_file: Path, found: str, supported: int) -> None:
+        super().__init__(
+            f"{format_file} says layout {found!r}, this version reads layout {supported}; "
+            "use the twinfleet that wrote it, or name another directory with --data-dir"
+        )
+        self.format_file = format_file
+        self.found = found
+        self.supported = supported
+
+
+class PortInUse(WorldError):
+    """Something else listens on the port; `option` is the command-line option that changes it."""
+
+    def __init__(self, host: str, port: int, option: str) -> None:
+        super().__init__(
+            f"port {port} on {host} is in use; choose another with {option} PORT (0 takes a free one), "
+            "or stop what listens there",
+            retryable=True,
+        )
+        self.host = host
+        self.port = port
+        self.option = option
+
+
+class ToolMissing(WorldError):
+    """A program of the system is not installed; `searched` lists the directories that were looked in."""
+
+    def __init__(self, tool: str, package: str, searched: tuple[Path, ...]) -> None:
+        super().__init__(
+            f"{tool} is not installed; run `./dev setup`, or as root `apt-get install {package}` "
+            f"(looked in {', '.join(map(str, searched))})"
+        )
+        self.tool = tool
+        self.package = package
+        self.searched = searched
+
+
+class ProcessEnded(WorldError):
+    """A managed process ended by itself; `log_tail` holds the last lines that it wrote."""
+
+    def __init__(self, name: str, exit_code: int | None, *, log_file: Path, log_tail: str) -> None:
+        super().__init__(f"{name} ended with exit code {exit_code}; mend what {log_file} says:\n{log_tail}")
+        self.name = name
+        self.exit_code = exit_code
+        self.log_file = log_file
+        self.log_tail = log_tail
+
+
+class CertificateStoreError(WorldError):
+    """A file of the certificate authority is missing or damaged."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(
+            f"{file}: {problem}; restore the file from a backup, or remove the whole directory {file.parent} "
+            "to begin with a new authority (every device then needs a new certificate)"
+        )
+        self.file = file
+        self.problem = problem
+
+
+class OperatorError(ActorsError):
+    """A bad request of an operator; the text says what to change."""
+
+
+class SettingsError(OperatorError):
+    """A setting is unknown, of the wrong type, out of bounds or contradicts another.
+
+    `source` is the file or `command line`, `key` the path of the key inside it ('' for the whole source).
+    """
+
+    def __init__(self, source: str, key: str, problem: str) -> None:
+        place = f"{source}: {key}" if key else source
+        super().__init__(f"{place}: {problem}")
+        self.source = source
+        self.key = key
+        self.problem = problem
+
+
+class CertificateRequestError(OperatorError):
+    """A name or a signing request that may not get a certificate."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(f"{subject}: {problem}")
+        self.subject = subject
+        self.problem = problem
+
+
+class DescriptionError(OperatorError):
+    """A thing or a fleet is described against the rules; `subject` is the part at fault."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(f"{subject}: {problem}")
+        self.subject = subject
+        self.problem = problem
+
+
+class ThingExists(OperatorError):
+    """The thing name is taken, by a registered thing or by a simulated one; `reason` says by what and what to do."""
+
+    def __init__(self, thing_name: str, reason: str) -> None:
+        super().__init__(f"thing {thing_name!r} {reason}")
+        self.thing_name = thing_name
+        self.reason = reason
+
+
+class ThingNotFound(OperatorError):
+    """No thing of that name is registered."""
+
+    def __init__(self, thing_name: str) -> None:
+        super().__init__(
+            f"no thing {thing_name!r} is registered; `twinfleet device list` shows those that are"
+        )
+        self.thing_name = thing_name
+
+
+class FleetExists(OperatorError):
+    """The fleet name is taken; `reason` says by what and what to do."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"fleet {name!r} {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class FleetNotFound(OperatorError):
+    """No standing fleet of that name exists."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no fleet {name!r}; `twinfleet fleet list` shows those that are")
+        self.name = name

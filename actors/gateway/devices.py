@@ -1,0 +1,72 @@
+"""The devices' API over HTTPS: each may read and change its own shadows, and nothing else.
+
+TLS has checked that the client certificate is one of the platform's; here it is held against the registry, at
+every request, so that a certificate revoked a moment ago opens nothing, not even on an old connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import Depends, FastAPI, HTTPException, Request
+
+from actors.fleet import Fleet
+from actors.gateway.middleware import BodyLimit, RequestMetrics
+from actors.gateway.problems import install_problems
+from actors.gateway.shadow_routes import shadow_routes
+from actors.metrics import GatewayMetrics
+from actors.pki import Principal, certificate_id_of, principal_of
+from actors.registry import Registry
+
+# Where the server puts the client's certificate (DER); a key of our own inside ASGI's place for such things.
+TLS_EXTENSION = "tls"
+CLIENT_CERTIFICATE = "client_certificate_der"
+
+PrincipalSource = Callable[[Mapping[str, Any]], Awaitable[Principal | None]]
+
+
+def create_device_app(
+    *, fleet: Fleet, principal_from_scope: PrincipalSource, metrics: GatewayMetrics
+) -> FastAPI:
+    """Return the devices' application; `principal_from_scope` tells who stands behind a connection, None: nobody."""
+    # Without a description: devices know what they may ask.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+
+    async def require_own_thing(thing: str, request: Request) -> None:
+        principal = await principal_from_scope(request.scope)
+        if principal is None:
+            raise HTTPException(403, "this certificate is revoked or not registered; create the device anew")
+        if principal != Principal("thing", thing):
+            text = (
+                f"this certificate is for {principal.kind} {principal.name!r}, which may not touch {thing!r}"
+            )
+            raise HTTPException(403, text)
+
+    install_problems(app)
+    app.include_router(shadow_routes(fleet), dependencies=[Depends(require_own_thing)])
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestMetrics, metrics=metrics, listener="devices")
+    return app
+
+
+def registered_principal(registry: Registry) -> PrincipalSource:
+    """Return a function that gives the principal of a connection's certificate, if it is registered and in force."""
+
+    async def principal(scope: Mapping[str, Any]) -> Principal | None:
+        encoded = scope.get("extensions", {}).get(TLS_EXTENSION, {}).get(CLIENT_CERTIFICATE)
+        if encoded is None:
+            return None
+        certificate = x509.load_der_x509_certificate(encoded)
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return None
+        record = await registry.certificate(certificate_id_of(key))
+        if record is None or record.status != "ACTIVE" or record.serial != str(certificate.serial_number):
+            return None
+        found = principal_of(certificate, {record.certificate_id: record.thing_name}.get)
+        return found if found == Principal("thing", record.thing_name) else None
+
+    return principal

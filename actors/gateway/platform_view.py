@@ -1,0 +1,53 @@
+"""What the gateway needs to know and to ask of the platform around it; `cluster` and its actors give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.metrics import ProcessStatus
+from actors.settings import MqttsEndpoint, UrlEndpoint
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether the platform serves devices and operators; `reasons` say what is missing, and are empty if it does."""
+
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether nothing is missing."""
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class DeviceEndpoints:
+    """Where devices connect."""
+
+    mqtts: MqttsEndpoint
+    https: UrlEndpoint | None = None
+
+
+class PlatformView(Protocol):
+    """The platform as its gateway sees it. Methods raise WorldError when the part that they need does not answer."""
+
+    @property
+    def endpoints(self) -> DeviceEndpoints:
+        """Return where devices connect."""
+        ...
+
+    async def processes(self) -> list[ProcessStatus]:
+        """Return each process of the platform; one that does not answer is listed with its state and the reason."""
+        ...
+
+    async def readiness(self) -> Readiness:
+        """Return whether every part does its work."""
+        ...
+
+    async def reload_access(self) -> None:
+        """Write the broker's access list and return when it and the revocation list are in force.
+
+        From then on a new connection with a revoked certificate is refused.
+        """
+        ...

@@ -1,0 +1,121 @@
+"""Simulated fleets that stay: how one comes and goes, and how a gateway that was cut off finishes its work.
+
+Creating: the registry keeps the fleet as CREATING, the shards make its twins, then it is ACTIVE. Deleting: it
+is DELETING, its twins go, then it is forgotten. `settle` completes whatever stands between; the shards take
+the same order twice. Who lets the fleets live (orders their ticks) reads the ACTIVE ones from the registry.
+"""
+
+from __future__ import annotations
+
+from asyncio import Lock
+from dataclasses import dataclass, replace
+from typing import Final
+
+from actors.errors import DescriptionError, FleetExists
+from actors.fleet import Fleet
+from actors.registry import FleetRecord, Registry, check_fleet_name
+from twins.errors import ModelError
+from twins.messages import GroupOrder
+from twins.model import Group
+
+# All standing fleets together: at 150 bytes a twin this is 1.5 GB.
+DEVICE_COUNT_MAX: Final = 10_000_000
+# Numbers are written with as many digits, unless a fleet has more devices than that allows.
+_NUMBER_WIDTH_MIN: Final = 6
+# Standing fleets live in real time, and shadows know no time finer than a second.
+_TICK_S: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FleetDescription:
+    """What an operator says of a standing fleet."""
+
+    name: str
+    model: str
+    count: int
+    seed: int
+    report_every_s: int
+
+    def group(self, *, start_s: int) -> Group:
+        """Return the group that begins to live at `start_s`; its devices are named `NAME-000000` and on.
+
+        DescriptionError or ModelError if there cannot be such a fleet.
+        """
+        check_fleet_name(self.name)
+        width = max(_NUMBER_WIDTH_MIN, len(str(self.count - 1)))
+        return Group(
+            self.name,
+            self.model,
+            f"{self.name}-{{i:0{width}d}}",
+            self.count,
+            self.seed,
+            start_s,
+            tick_s=_TICK_S,
+            report_every_ticks=self.report_every_s // _TICK_S,
+        )
+
+
+class FleetOffice:
+    """Creates and deletes standing fleets, one at a time: `turn` is shared with whoever else gives out names."""
+
+    def __init__(self, fleet: Fleet, registry: Registry, *, turn: Lock) -> None:
+        self._fleet = fleet
+        self._registry = registry
+        self._turn = turn
+
+    async def create(self, group: Group) -> FleetRecord:
+        """Return a new standing fleet, its twins in place; FleetExists if its name or its devices' are taken."""
+        async with self._turn:
+            fleets = await self._registry.fleets()
+            for fleet in fleets:
+                if (
+                    fleet.status == "CREATING"
+                    and replace(fleet.group.group(), start_s=group.start_s) == group
+                ):
+                    return await self._complete(fleet)
+            present = sum(fleet.group.count for fleet in fleets)
+            if present + group.count > DEVICE_COUNT_MAX:
+                problem = (
+                    f"{present} simulated devices stand already, {DEVICE_COUNT_MAX} are the most; delete some"
+                )
+                raise DescriptionError(f"count {group.count}", problem)
+            taken = await self._registry.first_thing_of(group.pattern, group.count)
+            if taken is not None:
+                raise FleetExists(
+                    group.name, f"would have a device {taken!r}, which is registered as a real one"
+                )
+            fleet = FleetRecord(GroupOrder.of(group), group.start_s)
+            await self._registry.add_fleet(fleet)
+            return await self._complete(fleet)
+
+    async def delete(self, name: str) -> None:
+        """Remove a standing fleet with all its twins; FleetNotFound if there is none."""
+        async with self._turn:
+            await self._registry.set_fleet_status(name, "DELETING")
+            await self._fleet.delete_group(name)
+            await self._registry.remove_fleet(name)
+
+    async def settle(self) -> None:
+        """Complete what an earlier gateway began; to be called before the first request is served."""
+        async with self._turn:
+            for fleet in await self._registry.fleets():
+                name = fleet.group.name
+                if fleet.status == "DELETING":
+                    await self._fleet.delete_group(name)
+                    await self._registry.remove_fleet(name)
+                elif fleet.status == "CREATING":
+                    try:
+                        await self._complete(fleet)
+                    except FleetExists:
+                        # Whoever asked for it has gone; it was never promised.
+                        continue
+
+    async def _complete(self, fleet: FleetRecord) -> FleetRecord:
+        group = fleet.group.group()
+        try:
+            await self._fleet.create_group(group)
+        except ModelError as error:
+            # Refused, not failed: nothing was made.
+            await self._registry.remove_fleet(group.name)
+            raise FleetExists(group.name, f"cannot be: {error}") from None
+        return await self._registry.set_fleet_status(group.name, "ACTIVE")

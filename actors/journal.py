@@ -1,0 +1,163 @@
+"""The journal: everything that goes into a shard, in order, kept in Redis before its outcome is shown to anybody.
+
+One stream per shard, with entry ids `<epoch>-<sequence>` of our own. Redis refuses an id that is not above the last
+one, so whoever opens a shard with a higher epoch fences its predecessor: the append itself refuses a zombie. To open:
+write the marker `<epoch>-0`, then read, then serve. What the state of a shard is, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from actors.errors import ShardFenced, StoreError
+from twins.messages import Batch, GroupOrder, TickOrder
+
+# Entries read in one round trip when a shard is opened: a few megabytes.
+_PAGE_LENGTH: Final = 500
+# An append waits for one write to disk; a disk that takes longer than this does not work.
+_ANSWER_TIMEOUT_S: Final = 10.0
+_FIELD: Final = b"r"
+
+
+class Applied(msgspec.Struct, frozen=True, array_like=True, tag="apply"):
+    """A batch of requests was applied at a time."""
+
+    now_s: float
+    batch: Batch
+
+
+class GroupCreated(msgspec.Struct, frozen=True, array_like=True, tag="create"):
+    """A simulated group was created."""
+
+    order: GroupOrder
+
+
+class GroupDeleted(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+    """A simulated group was removed."""
+
+    name: str
+
+
+class Ticked(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
+    """Ticks of a simulated group were run: they are computed again, so the order is all that is kept."""
+
+    order: TickOrder
+
+
+Record = Applied | GroupCreated | GroupDeleted | Ticked
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Record).decode
+
+
+class Journal:
+    """The journals of those shards that one process serves; not for several threads."""
+
+    def __init__(self, url: str, *, prefix: str = "twinfleet:") -> None:
+        self._prefix = prefix
+        self._client = redis.Redis.from_url(
+            url,
+            socket_timeout=_ANSWER_TIMEOUT_S,
+            socket_connect_timeout=_ANSWER_TIMEOUT_S,
+            # An append that was made before the connection broke must not be taken for somebody else's.
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._positions: dict[int, tuple[int, int]] = {}
+
+    def _key(self, shard: int) -> str:
+        return f"{self._prefix}journal:{shard}"
+
+    def require_shard_count(self, shard_count: int) -> None:
+        """Store the number of shards with the data, once; StoreError if the data has another one."""
+        try:
+            self._client.setnx(f"{self._prefix}shards", shard_count)
+            stored = int(self._client.get(f"{self._prefix}shards"))  # type: ignore[arg-type]
+        except redis.RedisError as error:
+            raise _store_error(error) from error
+        if stored != shard_count:
+            raise StoreError(
+                f"this data has {stored} shards, {shard_count} were asked for; the number can't be changed: "
+                f"start with --shards {stored}, or with another data directory"
+            )
+
+    def open(self, shard: int) -> int:
+        """Return the new epoch of a shard, whose former holder can append nothing from now on."""
+        try:
+            epoch = self._last_position(shard)[0] + 1
+            self._client.xadd(self._key(shard), {_FIELD: b""}, id=f"{epoch}-0")
+        except redis.ResponseError as error:
+            raise ShardFenced(shard, epoch) from error
+        except redis.RedisError as error:
+            raise _store_error(error) from error
+        self._positions[shard] = (epoch, 0)
+        return epoch
+
+    def _last_position(self, shard: int) -> tuple[int, int]:
+        if not self._client.exists(self._key(shard)):
+            return 0, 0
+        details: Any = self._client.xinfo_stream(self._key(shard))
+        epoch, sequence = details["last-generated-id"].decode().split("-")
+        return int(epoch), int(sequence)
+
+    def read(self, shard: int, *, after: str = "0-0") -> Iterator[tuple[str, Record]]:
+        """Yield the entries of a shard's journal after an id, oldest first, each with its id."""
+        start = f"({after}"
+        while True:
+            try:
+                page: Any = self._client.xrange(self._key(shard), min=start, count=_PAGE_LENGTH)
+            except redis.RedisError as error:
+                raise _store_error(error) from error
+            for entry_id, fields in page:
+                if fields[_FIELD]:
+                    yield entry_id.decode(), _decode(fields[_FIELD])
+            if len(page) < _PAGE_LENGTH:
+                return
+            start = f"({page[-1][0].decode()}"
+
+    def append(self, records: Sequence[tuple[int, Record]]) -> None:
+        """Append records to the journals of their shards; when this returns, all are on disk.
+
+        ShardFenced if another process has opened one of the shards since. After StoreError it is unknown which were
+        kept; the positions have moved past them, so the same records may be appended again.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for shard, record in records:
+            epoch, sequence = self._positions[shard]
+            self._positions[shard] = epoch, sequence + 1
+            pipeline.xadd(self._key(shard), {_FIELD: _encode(record)}, id=f"{epoch}-{sequence + 1}")
+        try:
+            results = pipeline.execute(raise_on_error=False)
+        except redis.RedisError as error:
+            raise _store_error(error) from error
+        for (shard, _), result in zip(records, results, strict=True):
+            if isinstance(result, redis.ResponseError) and "equal or smaller" in str(result):
+                raise ShardFenced(shard, self._positions[shard][0]) from result
+            if isinstance(result, redis.RedisError):
+                raise _store_error(result) from result
+
+    def position(self, shard: int) -> str:
+        """Return the id of the last entry of a shard that this process has opened."""
+        epoch, sequence = self._positions[shard]
+        return f"{epoch}-{sequence}"
+
+    def trim(self, shard: int, *, through: str) -> None:
+        """Drop the entries up to and including an id: a snapshot that is safely on disk stands for them."""
+        epoch, sequence = through.split("-")
+        try:
+            self._client.xtrim(self._key(shard), minid=f"{epoch}-{int(sequence) + 1}", approximate=False)
+        except redis.RedisError as error:
+            raise _store_error(error) from error
+
+    def close(self) -> None:
+        """Let go of the connection to Redis."""
+        self._client.close()
+
+
+def _store_error(error: redis.RedisError) -> StoreError:
+    retryable = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    return StoreError(f"Redis does not keep the journal: {error}; see its log", retryable=retryable)

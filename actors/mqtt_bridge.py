@@ -1,0 +1,377 @@
+"""Requests of devices from the MQTT broker to the shards and back: batched, in order, acknowledged last.
+
+Owns which request travels in which batch and when its PUBLISH is acknowledged; parses topics, never payloads.
+How packets travel is `mqtt_link`'s and `mqtt_session`'s; where shards live, and what happens to them, is the
+lanes'.
+
+What is promised:
+
+- A request at QoS 1 is acknowledged after its shard has answered for good *and* the broker has taken over
+  (PUBACK) all that the answer publishes. Whatever breaks before that, the broker delivers the request again,
+  and never is one lost by the bridge. What the same bridge holds or has carried out when it is delivered
+  again is not carried out twice; after the bridge itself died it is (at least once), and so are the messages
+  that the answer publishes.
+- A broker that is killed forgets what it had not saved. Requests that the bridge holds at that moment are
+  carried out all the same; others that were acknowledged just before may come again, also after later ones.
+- Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one
+  submission in flight, and repeats it under the same batch names until it is answered. Meanwhile the next one
+  gathers, so submissions grow with the load, and only this lane's things wait.
+- Nothing is buffered without bound: the broker hands over `receive_maximum` messages at QoS 1 until some are
+  acknowledged; those at QoS 0 are dropped beyond a bound, and counted.
+
+With no other bridge on the broker the order per thing is that of the device. The batch's source must be new
+for each start of a bridge (its sequence numbers begin at 1), its client id the same for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Final, NamedTuple, Protocol
+
+from actors.errors import BrokerError, WorldError
+from actors.mqtt_link import BrokerConnection
+from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Outbox
+from actors.mqtt_session import MqttSession
+from twins import topics
+from twins.messages import SHADOW_OPERATION, Batch, Operation, Outcome, Publish, Request
+from twins.sharding import shard_of
+
+__all__ = ["BridgeStatistics", "BrokerConnection", "Lanes", "MqttBridge"]
+
+# Bounds what waits here without being in the broker's window: messages at QoS 0, and those of a connection
+# that is gone. About a second of the 100,000 small messages that mosquitto delivers at QoS 0.
+UNWINDOWED_BYTES_MAX: Final = 16 << 20
+# Reading a topic costs as much as all else that is done for a message here; 65,536 topics are 30 MB. Of the
+# topics of 90,000 devices in turn none is ever found, which costs a fifth of the speed.
+_ROUTES_MAX: Final = 65_536
+# A restarted shard answers after 1.3 to 2.3 s: the first attempts are cheap, the last not too far apart.
+RETRY_DELAY_MIN_S: Final = 0.05
+RETRY_DELAY_MAX_S: Final = 1.0
+# A submission takes milliseconds; what is not answered in this time is delivered again after the next start.
+DRAIN_TIMEOUT_S: Final = 5.0
+
+
+class Lanes(Protocol):
+    """The shards as the bridge sees them: each shard belongs to a lane, and lanes do not wait for each other."""
+
+    @property
+    def shard_count(self) -> int:
+        """Return the number of shards."""
+        ...
+
+    @property
+    def lane_count(self) -> int:
+        """Return the number of lanes; a lane is one shard actor."""
+        ...
+
+    def lane_of(self, shard: int) -> int:
+        """Return the lane of a shard; it stays the same."""
+        ...
+
+    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        """Apply all of the (shard, batch) pairs and return what they brought about together, in their order.
+
+        ShardUnavailable or TimeoutError mean that some, all or none were applied; the same pairs come again
+        then, and a batch whose source and sequence were seen before must not be applied twice.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeStatistics:
+    """What the bridge has done since its start, and what it holds.
+
+    `received_count` messages came; of these `rejected_topic_count` were no requests, `dropped_count` were at
+    QoS 0 and too many, `redelivered_count` had been delivered before. `request_count` requests in
+    `batch_count` batches were answered by shards, `resent_count` submissions had to be repeated.
+    `acknowledged_count` messages were acknowledged, `stale_count` could not be because their connection was
+    gone. `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
+    `unpublished_count` messages for the broker's.
+    """
+
+    is_connected: bool
+    received_count: int
+    rejected_topic_count: int
+    dropped_count: int
+    redelivered_count: int
+    batch_count: int
+    request_count: int
+    resent_count: int
+    published_count: int
+    refused_publish_count: int
+    acknowledged_count: int
+    stale_count: int
+    waiting_count: int
+    in_flight_count: int
+    unpublished_count: int
+    reconnect_count: int
+    last_shard_error: str | None
+    last_broker_error: str | None
+
+
+class _Route(NamedTuple):
+    operation: Operation
+    thing_name: str
+    name: str
+    shard: int
+    lane: Outbox
+    overhead_bytes: int
+
+
+class MqttBridge:
+    """The one bridge of one broker."""
+
+    def __init__(self, connection: BrokerConnection, lanes: Lanes, *, source: str) -> None:
+        """Prepare a bridge; `source` names this incarnation, as client id and a nonce of its start."""
+        self._lanes = lanes
+        self._source = source
+        self._outboxes = [Outbox(index) for index in range(lanes.lane_count)]
+        self._route = lru_cache(_ROUTES_MAX)(self._find_route)
+        self._session = MqttSession(
+            connection, topics.REQUEST_FILTERS, connected=self._on_connected, arrived=self._on_arrived
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_draining = False
+        # By packet id: what the current link delivered, and what the one before did that may be delivered
+        # again.
+        self._held: dict[int, Held] = {}
+        self._orphans: dict[int, Held] = {}
+        # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
+        self._unwindowed_bytes = 0
+        self._received_count = self._rejected_topic_count = self._dropped_count = self._redelivered_count = 0
+        self._batch_count = self._request_count = self._resent_count = 0
+        self._acknowledged_count = self._stale_count = 0
+        self._last_shard_error: str | None = None
+
+    async def start(self) -> None:
+        """Connect, subscribe to all requests and serve; BrokerError if the broker does not grant that in time."""
+        await self._session.open()
+        self._tasks = [asyncio.create_task(self._session.keep_open(), name="mqtt session")]
+        self._tasks += [
+            asyncio.create_task(self._serve(lane), name=f"mqtt lane {lane.index}") for lane in self._outboxes
+        ]
+
+    async def until_failed(self) -> None:
+        """Return when the bridge was stopped; raise what ended a lane (a bug, or an error that lasts) otherwise."""
+        if self._tasks:
+            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
+
+    async def publish(self, messages: Sequence[Publish]) -> None:
+        """Return when the broker has taken over `messages` (PUBACK), in their order and after all earlier ones.
+
+        Waits while the broker is away or slow; BrokerError when the bridge is stopped first. A caller that
+        gives up may find its messages sent later all the same.
+        """
+        if not messages:
+            return
+        await self._session.room()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._session.send(messages, partial(_conclude, done))
+        await done
+
+    async def stop(self) -> None:
+        """Finish what is under way, for a bounded time, and disconnect; the rest is delivered after the next start."""
+        self._is_draining = True
+        if not any(task.done() for task in self._tasks):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained(), DRAIN_TIMEOUT_S)
+        for task in self._tasks:
+            task.cancel()
+        # Errors of these tasks belong to `until_failed`.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+
+    async def _drained(self) -> None:
+        for lane in self._outboxes:
+            while lane.waiting or lane.in_flight_count:
+                lane.idle.clear()
+                await lane.idle.wait()
+        await self._session.drained()
+
+    def statistics(self) -> BridgeStatistics:
+        """Return counts since the start, and what is held now."""
+        session = self._session
+        return BridgeStatistics(
+            is_connected=session.is_connected,
+            received_count=self._received_count,
+            rejected_topic_count=self._rejected_topic_count,
+            dropped_count=self._dropped_count,
+            redelivered_count=self._redelivered_count,
+            batch_count=self._batch_count,
+            request_count=self._request_count,
+            resent_count=self._resent_count,
+            published_count=session.published_count,
+            refused_publish_count=session.refused_count,
+            acknowledged_count=self._acknowledged_count,
+            stale_count=self._stale_count,
+            waiting_count=sum(len(lane.waiting) for lane in self._outboxes),
+            in_flight_count=sum(lane.in_flight_count for lane in self._outboxes),
+            unpublished_count=session.outgoing_count,
+            reconnect_count=session.reconnect_count,
+            last_shard_error=self._last_shard_error,
+            last_broker_error=session.last_error,
+        )
+
+    def _on_connected(self, session_present: bool) -> None:
+        """Keep what is held from the link before, though its packet ids mean nothing on this one.
+
+        A broker that kept its session delivers all of it again. One that was killed may not know the latest
+        of it any more, or none: then the bridge is the only one that does.
+        """
+        self._orphans = {**self._orphans, **self._held} if session_present else {}
+        for packet_id, held in self._held.items():
+            held.packet_id = 0
+            if not held.was_taken and not self._may_keep(held.size_bytes):
+                # Out of the outbox, unread; if it comes again it is as good as new.
+                held.was_taken = True
+                self._orphans.pop(packet_id, None)
+        self._held = {}
+        for lane in self._outboxes:
+            lane.waiting = deque(each for each in lane.waiting if not each.was_taken)
+
+    def _is_held(self, request: Request, packet_id: int) -> bool:
+        """Tell whether a request that was delivered again is held already; it then has this packet id from now on.
+
+        Carrying it out a second time would not only be work: it would come after requests that followed it.
+        """
+        orphan = self._orphans.pop(packet_id, None)
+        if orphan is None or orphan.request != request:
+            return False
+        orphan.packet_id = packet_id
+        self._held[packet_id] = orphan
+        if orphan.is_done:
+            self._acknowledge([orphan])
+        elif not orphan.was_taken:
+            self._unwindowed_bytes -= orphan.size_bytes
+        return True
+
+    def _may_keep(self, size_bytes: int) -> bool:
+        """Tell whether a message that no window of the broker bounds may wait, and count it either way."""
+        if self._unwindowed_bytes + size_bytes > UNWINDOWED_BYTES_MAX:
+            self._dropped_count += 1
+            return False
+        self._unwindowed_bytes += size_bytes
+        return True
+
+    def _on_arrived(self, topic: bytes, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
+        if self._is_draining:
+            return
+        self._received_count += 1
+        if is_redelivered:
+            self._redelivered_count += 1
+        route = self._route(topic)
+        if route is None:
+            self._rejected_topic_count += 1
+            if packet_id and self._session.link is not None and self._session.link.acknowledge([packet_id]):
+                self._acknowledged_count += 1
+            return
+        self._hold(route, payload, packet_id, is_redelivered)
+
+    def _hold(self, route: _Route, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
+        """Put a request into its outbox, unless it is held already or is one too many."""
+        operation, thing_name, name, shard, lane, overhead_bytes = route
+        request = Request(operation, thing_name, payload, name)
+        size_bytes = len(payload) + overhead_bytes
+        held = Held(shard, request, packet_id, size_bytes)
+        if not packet_id:
+            if not self._may_keep(size_bytes):
+                return
+        elif is_redelivered:
+            if self._is_held(request, packet_id):
+                return
+            self._held[packet_id] = held
+        else:
+            # The broker delivers in order, so all that comes again has come (MQTT 5, 4.6).
+            if self._orphans:
+                self._orphans = {}
+            self._held[packet_id] = held
+        lane.waiting.append(held)
+        lane.filled.set()
+
+    def _find_route(self, topic: bytes) -> _Route | None:
+        """Return where a topic's requests go; None for one that is no request."""
+        found = topics.parse(topic.decode(errors="replace"))
+        if found is None:
+            return None
+        if isinstance(found, topics.ShadowTopic):
+            operation, name = SHADOW_OPERATION[found.operation], found.shadow_name
+        else:
+            operation, name = Operation.TELEMETRY, found.stream
+        shard = shard_of(found.thing_name, self._lanes.shard_count)
+        lane = self._outboxes[self._lanes.lane_of(shard)]
+        # Names are part of the topic, so its length bounds theirs.
+        return _Route(operation, found.thing_name, name, shard, lane, len(topic) + REQUEST_OVERHEAD_BYTES)
+
+    async def _serve(self, lane: Outbox) -> None:
+        """Submit what waits in a lane, one submission after another, until cancelled."""
+        while True:
+            if not lane.waiting:
+                lane.idle.set()
+                lane.filled.clear()
+                await lane.filled.wait()
+            await self._session.room()
+            submission = lane.take(self._source)
+            if not submission.held:
+                continue
+            self._unwindowed_bytes -= sum(each.size_bytes for each in submission.held if not each.packet_id)
+            lane.in_flight_count = len(submission.held)
+            outcome = await self._submit(lane, submission.batches)
+            lane.in_flight_count = 0
+            self._batch_count += len(submission.batches)
+            self._request_count += len(submission.held)
+            if outcome.publishes:
+                self._session.send(outcome.publishes, partial(self._settle, submission.held))
+            else:
+                self._acknowledge(submission.held)
+
+    async def _submit(self, lane: Outbox, batches: list[tuple[int, Batch]]) -> Outcome:
+        """Return the answer to one submission, repeating it unchanged until there is one."""
+        delay_s = RETRY_DELAY_MIN_S
+        while True:
+            try:
+                return await self._lanes.submit(lane.index, batches)
+            except (WorldError, TimeoutError) as error:
+                if isinstance(error, WorldError) and not error.retryable:
+                    raise
+                self._last_shard_error = str(error) or f"lane {lane.index} did not answer in time"
+            self._resent_count += 1
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_DELAY_MAX_S)
+
+    def _settle(self, done: Sequence[Held], error: BrokerError | None) -> None:
+        if error is None:
+            self._acknowledge(done)
+
+    def _acknowledge(self, done: Sequence[Held]) -> None:
+        """Acknowledge on the link that delivered; if that is gone, when the broker delivers again."""
+        packet_ids = []
+        for each in done:
+            each.is_done = True
+            if each.packet_id:
+                packet_ids.append(each.packet_id)
+        if not packet_ids:
+            return
+        link = self._session.link
+        if link is None or not link.acknowledge(packet_ids):
+            self._stale_count += len(packet_ids)
+            return
+        self._acknowledged_count += len(packet_ids)
+        for packet_id in packet_ids:
+            self._held.pop(packet_id, None)
+
+
+def _conclude(done: asyncio.Future[None], error: BrokerError | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

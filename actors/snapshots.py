@@ -1,0 +1,61 @@
+"""Snapshots of shards as files: written beside, renamed, and read back newest first; the last two are kept.
+
+A file is named for its shard and for the journal entry up to which it speaks. What stands in it is `twins.snapshot`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from actors.settings import write_atomically
+from twins.errors import SnapshotError
+from twins.shard import Shard
+from twins.snapshot import dump_shard, load_shard
+
+# The one before the newest stands by until the newest has proved readable by being followed by another.
+_KEPT_COUNT: Final = 2
+
+
+class SnapshotStore:
+    """The snapshots in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+
+    def _files(self, shard: int) -> list[tuple[tuple[int, int], Path]]:
+        """Return the shard's snapshots by position, newest first."""
+        found = []
+        for path in self._directory.glob(f"shard-{shard}.*.snapshot"):
+            epoch, sequence = path.name.split(".")[1].split("-")
+            found.append(((int(epoch), int(sequence)), path))
+        return sorted(found, reverse=True)
+
+    def newest(self, shard: int) -> tuple[Shard, str] | None:
+        """Return the newest snapshot that can be read, with its journal position; None where there is none.
+
+        SnapshotError if there are some and none can be read: the journal before them is gone.
+        """
+        files = self._files(shard)
+        for (epoch, sequence), path in files:
+            try:
+                return load_shard(path.read_bytes()), f"{epoch}-{sequence}"
+            except SnapshotError:
+                if path == files[-1][1]:
+                    raise
+        return None
+
+    def second_newest_position(self, shard: int) -> str | None:
+        """Return the journal position of the snapshot before the newest; None where there is none."""
+        files = self._files(shard)
+        if len(files) < 2:
+            return None
+        epoch, sequence = files[1][0]
+        return f"{epoch}-{sequence}"
+
+    def write(self, shard: Shard, position: str) -> None:
+        """Write a snapshot that stands for the journal up to `position`; older ones than the last two go."""
+        write_atomically(self._directory / f"shard-{shard.number}.{position}.snapshot", dump_shard(shard))
+        for _, path in self._files(shard.number)[_KEPT_COUNT:]:
+            path.unlink(missing_ok=True)

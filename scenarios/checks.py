@@ -1,0 +1,207 @@
+"""From what was observed to PASS, FAIL or NO_DATA: thresholds, checks and assertions.
+
+A threshold or check without a sample has NO_DATA, and that fails: what was not measured was not met.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Collection, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from actors.errors import OperatorError
+from actors.fleet import Fleet
+from actors.sql import referenced_columns, run_sql
+from scenarios.metrics import CATALOGUE, Comparison, Measurements
+from scenarios.result import Judgement, Outcome, Verdict
+from scenarios.spec import CHECKS, Assertion, DeviceSpec, GroupSpec, Scenario, Threshold
+from twins.columns import FIXED_COLUMNS, column_of_attribute
+from twins.messages import TickOrder, TickSummary
+from twins.model import Group, model_named
+
+# An assertion is a question of a person about the whole fleet: seconds, even for millions of twins.
+_SQL_TIMEOUT_S: Final = 60.0
+# Only the first row is judged; this bounds what a forgotten aggregate costs.
+_SQL_ROW_MAX: Final = 1_000_000
+
+
+def judge_threshold(threshold: Threshold, measurements: Measurements) -> Judgement:
+    """Return whether the condition holds over all samples of its metric."""
+    metric, condition = CATALOGUE[threshold.metric], threshold.condition
+    value = measurements.statistic(metric.name, condition.statistic)
+    name = f"{metric.name}: {condition.text}"
+    if value is None:
+        return Judgement(name, "NO_DATA", condition.text, "no samples", metric.meaning)
+    outcome: Outcome = "PASS" if condition.comparison.holds(value) else "FAIL"
+    actual = f"{condition.statistic} = {shown(metric.name, condition.statistic, value)}"
+    return Judgement(name, outcome, condition.text, actual, metric.meaning)
+
+
+class Invariants:
+    """Watches a run for what must never happen, and keeps the first violation of each check."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = {group.name: group for group in groups}
+        self._ticks = dict.fromkeys(self._groups, 0)
+        self._totals = dict.fromkeys(self._groups, TickSummary())
+        self._versions: dict[str, int] = {}
+        self._reply_count = 0
+        self._violations: dict[str, str] = {}
+
+    def on_window(self, order: TickOrder, summary: TickSummary) -> None:
+        """Hold one window of a group to what was ordered."""
+        group, name = self._groups[order.group], order.group
+        self._ticks[name] += order.tick_count
+        self._totals[name] += summary
+        place = f"group {name}, ticks {order.first_tick} to {order.first_tick + order.tick_count - 1}"
+        device_ticks = group.count * order.tick_count
+        if summary.device_ticks != device_ticks:
+            self._violate(
+                f"{place}: {summary.device_ticks} device-ticks happened, {device_ticks} were ordered"
+            )
+        lost = summary.reports_due - summary.reports_arrived - summary.reports_offline
+        if lost < 0:
+            self._violate(f"{place}: {-lost} more reports were counted than were due")
+        # A device reports once in its period, wherever in it: so many reports are due, counted without the fleet.
+        fewest, most = _due(group, self._ticks[name])
+        due = self._totals[name].reports_due
+        if not fewest <= due <= most:
+            self._violate(f"{place}: {due} reports were due so far, it must be {fewest} to {most}")
+
+    def _violate(self, text: str) -> None:
+        self._violations.setdefault("every_report_accounted_for", text)
+
+    def on_accepted(self, thing_name: str, version: int) -> None:
+        """Hold the version in a reply to a real device to the one before it."""
+        before = self._versions.get(thing_name, 0)
+        if version < before:
+            text = f"{thing_name}: version {version} was accepted after version {before}"
+            self._violations.setdefault("version_never_decreases", text)
+        self._versions[thing_name] = version
+        self._reply_count += 1
+
+    def judge(self, name: str) -> Judgement:
+        """Return whether the check of that name held so far."""
+        counts = {
+            "version_never_decreases": self._reply_count,
+            "every_report_accounted_for": sum(self._ticks.values()),
+        }
+        violation = self._violations.get(name)
+        if violation is not None:
+            return Judgement(name, "FAIL", CHECKS[name], violation)
+        if not counts[name]:
+            return Judgement(name, "NO_DATA", CHECKS[name], "nothing was observed")
+        return Judgement(name, "PASS", CHECKS[name], self._summary(name))
+
+    def _summary(self, name: str) -> str:
+        if name == "version_never_decreases":
+            return f"{self._reply_count} replies"
+        total = sum(self._totals.values(), TickSummary())
+        lost = total.reports_due - total.reports_arrived - total.reports_offline
+        return (
+            f"{total.reports_due:,} due = {total.reports_arrived:,} arrived + {total.reports_offline:,} offline "
+            f"+ {lost:,} lost"
+        )
+
+
+def _due(group: Group, tick_count: int) -> tuple[int, int]:
+    period = group.report_every_ticks
+    return group.count * (tick_count // period), group.count * -(-tick_count // period)
+
+
+async def judge_assertion(assertion: Assertion, fleet: Fleet, columns: Collection[str]) -> Judgement:
+    """Return whether the first value of the answer is as expected; no row fails, so does a question with a mistake."""
+    expected = (
+        assertion.expect.text if isinstance(assertion.expect, Comparison) else _literal(assertion.expect)
+    )
+    twins = await fleet.twins_table(referenced_columns(assertion.sql, columns))
+    try:
+        answer = await asyncio.to_thread(
+            run_sql, assertion.sql, {"twins": twins}, timeout_s=_SQL_TIMEOUT_S, row_max=_SQL_ROW_MAX
+        )
+    except OperatorError as error:
+        return Judgement(assertion.name, "FAIL", expected, f"the question failed: {error}", assertion.sql)
+    if answer.num_rows == 0 or answer.num_columns == 0:
+        return Judgement(assertion.name, "FAIL", expected, "no row", assertion.sql)
+    value = answer.column(0)[0].as_py()
+    outcome: Outcome = "PASS" if is_as_expected(assertion.expect, value) else "FAIL"
+    return Judgement(assertion.name, outcome, expected, _literal(value), assertion.sql)
+
+
+def twin_columns(scenario: Scenario) -> list[str]:
+    """Return the columns of the table `twins` that a scenario's assertions may name."""
+    specs: list[GroupSpec | DeviceSpec] = [*scenario.groups, *scenario.devices]
+    attributes = {column_of_attribute(name) for spec in specs for name in spec.attributes}
+    columns = [*FIXED_COLUMNS, *sorted(attributes)]
+    for model in sorted({spec.model for spec in specs}):
+        for field in model_named(model).fields:
+            sections = ("reported", "desired") if field.is_settable else ("reported",)
+            columns += [f"{section}_{field.name}{suffix}" for section in sections for suffix in ("", "_at")]
+    return list(dict.fromkeys(columns))
+
+
+def is_as_expected(expect: Comparison | str | int | float | bool | None, value: Any) -> bool:
+    """Tell whether a value is the expected one as JSON compares: 1 is 1.0, but true is not 1, and '1' is not 1."""
+    is_number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if isinstance(expect, Comparison):
+        return is_number and expect.holds(float(value))
+    if isinstance(expect, (int, float)) and not isinstance(expect, bool):
+        return is_number and bool(value == expect)
+    return type(value) is type(expect) and bool(value == expect)
+
+
+def _literal(value: Any) -> str:
+    is_number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    return number(value) if is_number else repr(value)
+
+
+def verdict_of(outcomes: Sequence[Outcome], *, has_run: bool) -> tuple[Verdict, str]:
+    """Return the verdict of a run that came to its end, and why; what nobody judged is inconclusive."""
+    if not has_run:
+        return "NOTHING_RAN", "the scenario has neither groups nor devices"
+    if not outcomes:
+        return (
+            "INCONCLUSIVE",
+            "the scenario has no threshold, check, assertion or step, so nothing was judged",
+        )
+    bad_count = sum(outcome != "PASS" for outcome in outcomes)
+    if bad_count:
+        return "FAIL", f"{bad_count} of {len(outcomes)} expectations were not met"
+    every = (
+        "the one expectation was met" if len(outcomes) == 1 else f"all {len(outcomes)} expectations were met"
+    )
+    return "PASS", every
+
+
+def number(value: float | Decimal) -> str:
+    """Return a number for people: four significant digits, thousands separated, whole numbers in full."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value):
+        return f"{int(value):,}"
+    rounded = float(value)
+    return f"{rounded:,.4g}" if abs(rounded) < 1000 else f"{rounded:,.1f}"
+
+
+def shown(name: str, statistic: str, value: float) -> str:
+    """Return a statistic of a metric for people, with its unit."""
+    if name.endswith("_ratio"):
+        return f"{value:.2%}"
+    if statistic == "rate":
+        return f"{number(value)} /s"
+    if CATALOGUE[name].unit == "ms" and statistic != "count":
+        return f"{number(value / 1000)} s" if value >= 1000 else f"{value:.3g} ms"
+    return number(value)
+
+
+def contains(actual: Any, wanted: Any) -> bool:
+    """Tell whether a JSON value is as wanted: an object must have the wanted keys, and may have others."""
+    if isinstance(wanted, dict):
+        return isinstance(actual, dict) and all(
+            key in actual and contains(actual[key], value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(actual, list) and len(actual) == len(wanted) and all(map(contains, actual, wanted))
+    return is_as_expected(wanted, actual)

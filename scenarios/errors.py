@@ -1,0 +1,69 @@
+"""The error tree of scenarios.
+
+ScenariosError
+├── ScenarioInvalid     a scenario file has mistakes: all of them, each with its place      (exit code 2)
+├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
+├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
+└── Interrupted         somebody asked the run to stop                                      (exit code 130)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ScenariosError(Exception):
+    """Base of every error that scenarios raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a file; `line` and `column` count from 1, `path` leads to the key (`groups[0].model`)."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}"
+        return f"{place}: {self.path}: {self.text}" if self.path else f"{place}: {self.text}"
+
+
+class ScenarioInvalid(ScenariosError):
+    """A scenario file has mistakes; `problems` holds all of them in the order of their lines."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: (problem.line, problem.column)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class NameTaken(ScenariosError):
+    """A thing or group of that name lives in the fleet already; running on would mix the two up."""
+
+    def __init__(self, kind: str, name: str, detail: str = "") -> None:
+        reason = f" ({detail})" if detail else ""
+        super().__init__(
+            f"{kind} {name!r} exists in this fleet already{reason}; delete it, or name it otherwise in the scenario"
+        )
+        self.kind = kind
+        self.name = name
+
+
+class DeviceFailed(ScenariosError):
+    """A real device could not be registered, started or connected."""
+
+    def __init__(self, thing_name: str, reason: str) -> None:
+        super().__init__(f"device {thing_name!r}: {reason}")
+        self.thing_name = thing_name
+        self.reason = reason
+
+
+class Interrupted(ScenariosError):
+    """Somebody asked the run to stop."""
+
+    def __init__(self, virtual_s: int) -> None:
+        super().__init__(f"the run was interrupted after {virtual_s} s of virtual time")
+        self.virtual_s = virtual_s

@@ -1,0 +1,185 @@
+"""What a run measures: the catalogue of metrics, their samples, and conditions on them in the words of k6.
+
+A counter adds up, a gauge has a value over time, a trend keeps every sample, so that its percentiles are those of
+the whole run and never averages of averages.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["counter", "gauge", "trend"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One thing that is measured; trends are in milliseconds."""
+
+    name: str
+    kind: Kind
+    unit: str
+    meaning: str
+
+
+CATALOGUE: Final[Mapping[str, Metric]] = {
+    metric.name: metric
+    for metric in (
+        Metric("reports", "counter", "", "reports of simulated devices that reached their twins"),
+        Metric("reports_lost", "counter", "", "reports that were sent and never reached their twin"),
+        Metric("reports_offline", "counter", "", "reports that were due while the device was offline"),
+        Metric("connected_ratio", "gauge", "", "share of simulated devices that are connected"),
+        Metric("delta_outstanding", "gauge", "", "simulated twins whose desired and reported state differ"),
+        Metric(
+            "tick_lag", "trend", "ms", "how late simulated ticks were finished, behind their intended time"
+        ),
+        Metric("device_reports", "counter", "", "reports of real devices that were accepted"),
+        Metric("device_deltas", "counter", "", "deltas that real devices received"),
+        Metric("device_rejected", "counter", "", "requests of real devices that were rejected"),
+        Metric("device_disconnects", "counter", "", "connections that real devices lost"),
+        Metric("device_errors", "counter", "", "requests of real devices without answer, and failed devices"),
+        Metric(
+            "device_round_trip", "trend", "ms", "from the intended time of a real report to its `accepted`"
+        ),
+        Metric(
+            "delta_to_reported", "trend", "ms", "from a desired change to the real device's obeying report"
+        ),
+    )
+}
+
+_STATISTICS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "counter": ("count", "rate"),
+    "gauge": ("value", "min", "max", "avg"),
+    "trend": ("avg", "min", "med", "max", "p(N)", "count"),
+}
+_OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_OF_SAMPLES: Final[Mapping[str, Callable[[NDArray[np.float64]], float]]] = {
+    "count": len,
+    "value": lambda samples: samples[-1],
+    "min": np.min,
+    "max": np.max,
+    "avg": np.mean,
+    "med": np.median,
+}
+_NUMBER: Final = r"(-?[0-9][0-9_]*(?:\.[0-9]+)?)"
+_COMPARISON: Final = re.compile(rf"(<=|>=|==|!=|<|>)\s*{_NUMBER}\s*(ms|s|m|h|%)?")
+_CONDITION: Final = re.compile(r"([a-z]+|p\(\s*[0-9.]+\s*\))\s*((?:<=|>=|==|!=|<|>).*)")
+_FACTORS: Final = {"": 1.0, "ms": 1.0, "s": 1e3, "m": 60e3, "h": 3600e3, "%": 0.01}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A relation to a number, such as `> 0` or `< 2s`."""
+
+    text: str
+    operator: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str, *, units: tuple[str, ...] = ()) -> Comparison:
+        """Return the comparison; ValueError says what is wrong, also with a unit that is not one of `units`."""
+        found = _COMPARISON.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"{text!r} is no comparison like '> 0' or '<= 2.5'")
+        unit = found[3] or ""
+        if unit and unit not in units:
+            allowed = f"one of {', '.join(units)}" if units else "no unit"
+            raise ValueError(f"{text!r}: the number takes {allowed}, not {unit!r}")
+        return cls(text.strip(), found[1], float(found[2].replace("_", "")) * _FACTORS[unit])
+
+    def holds(self, value: float) -> bool:
+        """Tell whether `value` stands in this relation to the bound; NaN stands in none."""
+        return not math.isnan(value) and _OPERATORS[self.operator](value, self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A statistic of a metric compared with a number, such as `p(99) < 2s` or `count == 0`."""
+
+    text: str
+    statistic: str
+    comparison: Comparison
+
+    @classmethod
+    def parse(cls, text: str, metric: Metric) -> Condition:
+        """Return the condition on `metric`; ValueError says what is wrong with it."""
+        found = _CONDITION.fullmatch(text.strip())
+        if found is None:
+            example = {"counter": "count == 0", "gauge": "min > 0.5", "trend": "p(99) < 2s"}[metric.kind]
+            raise ValueError(f"{text!r} is no condition like {example!r}")
+        statistic = found[1].replace(" ", "")
+        allowed = _STATISTICS[metric.kind]
+        if statistic.startswith("p("):
+            is_known = "p(N)" in allowed and 0 <= float(statistic[2:-1]) <= 100
+        else:
+            is_known = statistic in allowed
+        if not is_known:
+            raise ValueError(f"{statistic!r} is no statistic of a {metric.kind}; it has {', '.join(allowed)}")
+        units: tuple[str, ...] = ("ms", "s", "m", "h") if metric.unit == "ms" and statistic != "count" else ()
+        if metric.kind == "gauge":
+            units = ("%",)
+        return cls(text.strip(), statistic, Comparison.parse(found[2], units=units))
+
+
+class Measurements:
+    """The samples of one run; those that come while it is not `is_counting` are passed over.
+
+    `measured_s` is the virtual time over which was counted.
+    """
+
+    def __init__(self) -> None:
+        self.is_counting = True
+        self.measured_s = 0.0
+        self._samples: dict[str, array[float]] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Record a sample of a metric; 0 of a counter says that it was watched and nothing happened."""
+        metric = CATALOGUE[name]
+        if not self.is_counting:
+            return
+        if metric.kind == "counter":
+            self._counts[name] = self._counts.get(name, 0.0) + value
+        else:
+            self._samples.setdefault(name, array("d")).append(value)
+
+    def statistic(self, name: str, statistic: str) -> float | None:
+        """Return a statistic over all samples of a metric, or None if there are none."""
+        if CATALOGUE[name].kind == "counter":
+            if name not in self._counts:
+                return None
+            # The rate is per second of virtual time, which is the load that the scenario asked for.
+            count = self._counts[name]
+            return count if statistic == "count" else count / self.measured_s if self.measured_s else None
+        if not self._samples.get(name):
+            return None
+        samples = np.frombuffer(self._samples[name], dtype="f8")
+        if statistic.startswith("p("):
+            return float(np.percentile(samples, float(statistic[2:-1])))
+        return float(_OF_SAMPLES[statistic](samples))
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Return the statistics of every metric that has samples, by metric and statistic."""
+        shown = {**_STATISTICS, "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max")}
+        result: dict[str, dict[str, float]] = {}
+        for name, metric in CATALOGUE.items():
+            values = {statistic: self.statistic(name, statistic) for statistic in shown[metric.kind]}
+            present = {statistic: value for statistic, value in values.items() if value is not None}
+            if present:
+                result[name] = present
+        return result

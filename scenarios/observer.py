@@ -1,0 +1,157 @@
+"""Everything that is seen during a run, as it is seen: samples, series for plots, notes, and what invariants say.
+
+Owns what an observation means; when something happens is the engine's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from scenarios.brain import DeviceEvent
+from scenarios.checks import Invariants, contains
+from scenarios.metrics import Measurements
+from scenarios.result import DevicePoint, Note, WindowSample
+from scenarios.spec import Scenario
+from scenarios.workloads import groups_of
+from twins.messages import TickOrder, TickSummary
+from twins.model import model_named
+
+# More would make a report that nobody reads; the counters say how many there were.
+_NOTES_MAX: Final = 200
+_DEVICE_COUNTERS: Final = (
+    "device_reports",
+    "device_deltas",
+    "device_rejected",
+    "device_disconnects",
+    "device_errors",
+)
+_COUNTER_OF: Final[Mapping[str, str]] = {
+    "accepted": "device_reports",
+    "obeyed": "device_reports",
+    "delta": "device_deltas",
+    "rejected": "device_rejected",
+    "disconnected": "device_disconnects",
+    "unanswered": "device_errors",
+    "failed": "device_errors",
+}
+
+
+class Observer:
+    """The observations of one run. All methods work in place."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.measurements = Measurements()
+        self.measurements.is_counting = False
+        self.invariants = Invariants(groups_of(scenario))
+        self.windows: list[WindowSample] = []
+        self.device_points: list[DevicePoint] = []
+        self.notes: list[Note] = []
+        self.virtual_s = 0.0
+        self.device_values: dict[str, dict[str, Any]] = {}
+        self.report_count = 0
+        self._started_s = time.perf_counter()
+        self._simulated_count = sum(group.count for group in scenario.groups)
+        self._has_devices = bool(scenario.devices)
+        self._settable = {
+            device.thing_name: [field.name for field in model_named(device.model).fields if field.is_settable]
+            for device in scenario.devices
+        }
+        self._asked: dict[str, tuple[float, Mapping[str, Any]]] = {}
+
+    @property
+    def wall_s(self) -> float:
+        """Return the wall time since the run began."""
+        return time.perf_counter() - self._started_s
+
+    def begin(self) -> None:
+        """Begin the time that plots and notes count from."""
+        self._started_s = time.perf_counter()
+
+    def count(self, *, is_counting: bool) -> None:
+        """Let samples count from now on, or no longer."""
+        self.measurements.is_counting = is_counting
+        for name in _DEVICE_COUNTERS if self._has_devices else ():
+            # Watched from here on: that nothing happens is an observation too.
+            self.measurements.add(name, 0)
+
+    def on_time(self, virtual_s: float) -> None:
+        """Take in that virtual time has come to here."""
+        if self.measurements.is_counting:
+            self.measurements.measured_s += virtual_s - self.virtual_s
+        self.virtual_s = virtual_s
+
+    def note(self, text: str) -> None:
+        """Keep a remark for the report."""
+        if len(self.notes) < _NOTES_MAX:
+            self.notes.append(Note(self.wall_s, text))
+
+    def on_window(
+        self, orders: Sequence[TickOrder], summaries: Mapping[str, TickSummary], *, lag_ms: float | None
+    ) -> None:
+        """Take in what happened in one window of ticks of all groups."""
+        total = TickSummary()
+        for order in orders:
+            summary = summaries.get(order.group, TickSummary())
+            self.invariants.on_window(order, summary)
+            total += summary
+        tick_count = orders[0].tick_count
+        lost = total.reports_due - total.reports_arrived - total.reports_offline
+        connected_ratio = total.connected_count / self._simulated_count
+        add = self.measurements.add
+        add("reports", total.reports_arrived)
+        add("reports_lost", lost)
+        add("reports_offline", total.reports_offline)
+        add("connected_ratio", connected_ratio)
+        add("delta_outstanding", total.delta_count)
+        if lag_ms is not None:
+            add("tick_lag", lag_ms)
+        self.report_count += total.reports_arrived
+        self.windows.append(
+            WindowSample(
+                virtual_s=orders[0].first_tick + tick_count,
+                wall_s=self.wall_s,
+                reports_per_s=total.reports_arrived / tick_count,
+                connected_ratio=connected_ratio,
+                delta_outstanding=total.delta_count,
+                lag_ms=lag_ms,
+            )
+        )
+
+    def on_asked(self, thing_name: str, state: Mapping[str, Any]) -> None:
+        """Note that a desired change of a real device is about to be asked for."""
+        if thing_name in self._settable:
+            self._asked[thing_name] = (time.perf_counter(), state)
+            self._plot(thing_name, "desired", state)
+
+    def on_event(self, thing_name: str, event: DeviceEvent) -> None:
+        """Take in something that a real device has seen."""
+        name = _COUNTER_OF.get(event.kind)
+        if name is not None:
+            self.measurements.add(name, 1)
+        if event.message:
+            self.note(f"{thing_name}: {event.kind}: {event.message}")
+        if event.kind in ("accepted", "obeyed"):
+            self.invariants.on_accepted(thing_name, event.version)
+            self.measurements.add("device_round_trip", event.latency_ms)
+            self.device_values.setdefault(thing_name, {}).update(event.state)
+            self._plot(thing_name, "reported", event.state)
+        if event.kind == "obeyed":
+            self._on_obeyed(thing_name, event.state)
+
+    def _on_obeyed(self, thing_name: str, state: Mapping[str, Any]) -> None:
+        asked_s, wished = self._asked.get(thing_name, (0.0, {}))
+        settable = {name: wished[name] for name in self._settable.get(thing_name, ()) if name in wished}
+        if settable and contains(state, settable):
+            del self._asked[thing_name]
+            self.measurements.add("delta_to_reported", (time.perf_counter() - asked_s) * 1000)
+
+    def _plot(
+        self, thing_name: str, section: Literal["desired", "reported"], state: Mapping[str, Any]
+    ) -> None:
+        for name in self._settable.get(thing_name, ()):
+            value = state.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
+                self.device_points.append(point)

@@ -1,0 +1,66 @@
+"""What holds for all tests: unit/ and property/ reach no network and start no Ray; real parts run one at a time."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import ray
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+_OFFLINE = tuple(Path(__file__).parent / name for name in ("unit", "property"))
+# As node ids begin.
+_REAL_PARTS = ("tests/integration/", "tests/contract/")
+
+# The same examples on every machine and in every run: a failure is repeated by running the test again.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+class NetworkRefusedError(Exception):
+    """A test that must do without the network tried to use it."""
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise NetworkRefusedError("tests in unit/ and property/ reach no network and start no Ray")
+
+
+class _PairsOnlySocket(socket.socket):
+    """A socket that stays on this machine: asyncio's event loop wakes itself up through a connected pair."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002 - the name is the standard library's
+        if fileno is None:
+            _refuse()
+        super().__init__(family, type, proto, fileno)
+
+
+class _RealPartsInOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
+    """Sends the tests that need real parts to one worker, where they share what they start, and spreads the others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "real parts" if nodeid.startswith(_REAL_PARTS) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give xdist the order of work; its own groups rename tests, which pytest 9.2 ignores."""
+    return _RealPartsInOneWorker(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make sockets and Ray raise in the tests of unit/ and property/; a pair of connected sockets is let through."""
+    if any(request.node.path.is_relative_to(directory) for directory in _OFFLINE):
+        monkeypatch.setattr(socket, "socket", _PairsOnlySocket)
+        monkeypatch.setattr(socket, "create_connection", _refuse)
+        monkeypatch.setattr(ray, "init", _refuse)

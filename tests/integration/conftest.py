@@ -1,0 +1,53 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from actors.broker import RedisServer
+from actors.settings import DataDirectory, PlatformSettings
+
+
+@pytest.fixture
+def self_made() -> Callable[..., tuple[str, str]]:
+    """Return a maker of (certificate, key) that is self-signed, or forged under the name of an authority."""
+
+    def make(common_name: str, *, issuer_of: Path | None) -> tuple[str, str]:
+        key, signer = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        issuer = subject
+        if issuer_of is not None:
+            issuer = x509.load_pem_x509_certificate(issuer_of.read_bytes()).subject
+        now = dt.datetime.now(dt.UTC)
+        certificate = (
+            x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .sign(key if issuer_of is None else signer, hashes.SHA256())
+        )
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM).decode(), key_pem.decode()
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RedisServer]:
+    """Give a running store of its own, in tmp_path / "store"."""
+    data_dir = tmp_path / "store"
+    DataDirectory(data_dir).prepare()
+    server = RedisServer(PlatformSettings(data_dir=data_dir))
+    server.start()
+    yield server
+    server.stop()

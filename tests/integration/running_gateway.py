@@ -1,0 +1,105 @@
+"""A gateway with everything behind it but Ray and the broker: real Redis, real authority, the shards in-process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from actors.broker import write_acl
+from actors.fleet import LocalFleet
+from actors.gateway.devices import create_device_app, registered_principal
+from actors.gateway.operators import create_app
+from actors.gateway.platform_view import DeviceEndpoints, Readiness
+from actors.metrics import ProcessStatus
+from actors.pki import CertificateAuthority
+from actors.registry import Registry
+from actors.settings import DataDirectory, MqttsEndpoint
+from actors.wall_clock import WallClock
+
+TOKEN = "the-operators-token-of-these-tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass
+class LonePlatform:
+    """A platform of one process and no broker: its access list is written as for one."""
+
+    registry: Registry
+    data_dir: Path
+    reload_count: int = 0
+    readiness_reasons: tuple[str, ...] = ()
+    statuses: list[ProcessStatus] = field(default_factory=lambda: [ProcessStatus("gateway", 1, twin_count=3)])
+
+    @property
+    def endpoints(self) -> DeviceEndpoints:
+        return DeviceEndpoints(MqttsEndpoint("127.0.0.1", 8883))
+
+    async def processes(self) -> list[ProcessStatus]:
+        return self.statuses
+
+    async def readiness(self) -> Readiness:
+        return Readiness(self.readiness_reasons)
+
+    async def reload_access(self) -> None:
+        write_acl(self.data_dir, (await self.registry.acl_entries()).items())
+        self.reload_count += 1
+
+    def device_acl(self) -> str:
+        return (DataDirectory(self.data_dir).mosquitto / "device.acl").read_text()
+
+
+@dataclass(frozen=True)
+class Gateway:
+    fleet: LocalFleet
+    registry: Registry
+    authority: CertificateAuthority
+    platform: LonePlatform
+    app: FastAPI
+    device_app: FastAPI
+
+    def client(self, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+        """Return a client of the operators' API, with the operators' token unless told otherwise."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(
+            transport=transport, base_url="http://gateway", headers=BEARER if headers is None else headers
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_gateway(redis_url: str, data_dir: Path, *, prefix: str) -> AsyncIterator[Gateway]:
+    """Give a gateway on its own part (`prefix`) of the Redis at `redis_url`."""
+    directory = DataDirectory(data_dir)
+    directory.prepare()
+    registry = await Registry.open(redis_url, WallClock(), prefix=prefix)
+    fleet = LocalFleet(shard_count=4, clock=WallClock())
+    authority = CertificateAuthority.open_or_create(directory.pki)
+    platform = LonePlatform(registry, data_dir)
+    app = create_app(
+        fleet=fleet, registry=registry, authority=authority, platform=platform, operator_token=TOKEN
+    )
+    device_app = create_device_app(
+        fleet=fleet, principal_from_scope=registered_principal(registry), metrics=app.state.metrics
+    )
+    try:
+        yield Gateway(fleet, registry, authority, platform, app, device_app)
+    finally:
+        await registry.close()
+
+
+def assert_problem(response: httpx.Response, status: int, error_type: str) -> dict[str, Any]:
+    """Check that the answer is a problem document for both worlds, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-amzn-errortype"] == error_type
+    body: dict[str, Any] = response.json()
+    assert body["status"] == body["code"] == status
+    assert body["detail"] == body["message"]
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    return body

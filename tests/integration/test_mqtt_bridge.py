@@ -1,0 +1,905 @@
+"""The bridge on the real broker: order, acknowledgements, what survives which death, and what it holds.
+
+Shards are stood in for by `Desk`, which keeps what it was given and answers when a test lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gmqtt import Client, Message
+from gmqtt.mqtt.package import PublishPacket
+
+from actors import mqtt_bridge, mqtt_link, mqtt_session
+from actors.broker import MosquittoBroker
+from actors.errors import BrokerError, SettingsError, ShardUnavailable, StoreError
+from actors.mqtt_bridge import BrokerConnection, MqttBridge
+from actors.mqtt_link import LinkEvents, MqttLink, encode_publish
+from actors.pki import CertificateAuthority, generate_key_and_csr
+from actors.processes import free_port, wait_until
+from actors.settings import DataDirectory, PlatformSettings
+from twins.messages import Batch, Outcome, Publish, Request, encode
+from twins.shard import Shard
+from twins.sharding import shard_of
+
+# A local broker answers in milliseconds; a loaded machine gets the rest.
+DEADLINE_S = 20.0
+SHARD_COUNT = 16
+_CLIENT_IDS = itertools.count()
+
+
+# ---- the stage -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running broker of the platform, and the authority that signs its devices."""
+
+    settings: PlatformSettings
+    broker: MosquittoBroker
+    authority: CertificateAuthority
+
+    def connection(self, *, port: int = 0, **options: Any) -> BrokerConnection:
+        """How a bridge of this test alone connects."""
+        options.setdefault("client_id", f"app.bridge-{os.getpid()}-{next(_CLIENT_IDS)}")
+        internal = self.broker.internal
+        return BrokerConnection(
+            internal.host, port or internal.port, internal.user_name, internal.password, **options
+        )
+
+    def kill_broker(self) -> None:
+        os.kill(self.broker.pid, signal.SIGKILL)
+        assert wait_until(lambda: not self.broker.is_alive(), timeout_s=DEADLINE_S)
+
+
+def make_site(data_dir: Path) -> Site:
+    directory = DataDirectory(data_dir)
+    directory.prepare()
+    settings = PlatformSettings(data_dir=data_dir, mqtt_port=0, device_port=0, api_port=0)
+    authority = CertificateAuthority.open_or_create(directory.pki)
+    return Site(settings, MosquittoBroker(settings), authority)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = make_site(tmp_path_factory.mktemp("site"))
+    made.broker.start()
+    yield made
+    made.broker.stop()
+
+
+@pytest.fixture
+def own_site(tmp_path: Path) -> Iterator[Site]:
+    made = make_site(tmp_path / "site")
+    made.broker.start()
+    yield made
+    made.broker.stop()
+
+
+class Desk:
+    """Lanes that keep every submission and answer when the gate of the lane is open."""
+
+    shard_count = SHARD_COUNT
+    lane_count = 2
+
+    def __init__(self, answer: Callable[[Request], list[Publish]] = lambda _request: []) -> None:
+        self.submissions: list[tuple[int, list[tuple[int, Batch]]]] = []
+        self.failures: list[Exception] = []
+        self.gates = [asyncio.Event() for _ in range(self.lane_count)]
+        self._answer = answer
+        self.open()
+
+    def lane_of(self, shard: int) -> int:
+        return shard % self.lane_count
+
+    def open(self) -> None:
+        for gate in self.gates:
+            gate.set()
+
+    def close(self) -> None:
+        for gate in self.gates:
+            gate.clear()
+
+    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        self.submissions.append((lane, list(batches)))
+        if self.failures:
+            raise self.failures.pop(0)
+        await self.gates[lane].wait()
+        return Outcome(
+            [each for _, batch in batches for request in batch.requests for each in self._answer(request)], []
+        )
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, in the order of submission."""
+        return [
+            request for _, batches in self.submissions for _, batch in batches for request in batch.requests
+        ]
+
+    def payloads(self, thing_name: str) -> list[bytes]:
+        return [request.payload for request in self.requests if request.thing_name == thing_name]
+
+
+def things_of(lane: int, count: int) -> list[str]:
+    """Names whose shards belong to that lane of a `Desk`."""
+    names = (f"sensor-{letter}" for letter in map(chr, itertools.count(ord("a"))))
+    return list(
+        itertools.islice((n for n in names if shard_of(n, SHARD_COUNT) % Desk.lane_count == lane), count)
+    )
+
+
+async def until(is_true: Callable[[], object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        # What is waited for lies in another process or comes from it: nothing here could set an event.
+        while not is_true():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def bridge(connection: BrokerConnection, lanes: mqtt_bridge.Lanes) -> AsyncIterator[MqttBridge]:
+    served = MqttBridge(connection, lanes, source=f"{connection.client_id}/{next(_CLIENT_IDS)}")
+    await served.start()
+    try:
+        yield served
+    finally:
+        await served.stop()
+
+
+class Device:
+    """A device's own connection over mutual TLS, which keeps what it receives."""
+
+    def __init__(self, client: Any, thing_name: str) -> None:
+        self.received: list[tuple[str, bytes]] = []
+        self._client = client
+        self._thing_name = thing_name
+        self._granted: list[int] = []
+        client.on_message = self._on_message
+        client.on_subscribe = lambda _client, packet_id, _qos, _properties: self._granted.append(packet_id)
+
+    def _on_message(self, _client: object, topic: str, payload: bytes, _qos: int, _properties: object) -> int:
+        self.received.append((topic, bytes(payload)))
+        return 0
+
+    async def subscribe(self, topic_filter: str) -> None:
+        packet_id = self._client.subscribe(topic_filter, qos=1)
+        await until(lambda: packet_id in self._granted)
+
+    async def telemetry(self, *payloads: bytes, stream: str = "climate", qos: int = 1) -> None:
+        """Send and return when the broker has them all."""
+        for payload in payloads:
+            self._client.publish(f"telemetry/{self._thing_name}/{stream}", payload, qos=qos)
+        await self._client._persistent_storage.wait_empty()
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self._client.publish(topic, payload, qos=1)
+
+
+@asynccontextmanager
+async def device(site: Site, thing_name: str) -> AsyncIterator[Device]:
+    request = generate_key_and_csr(thing_name)
+    issued = site.authority.issue_for_thing(request.csr_pem, thing_name)
+    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
+    pair = site.settings.data_dir / f"{thing_name}.pem"
+    pair.write_text(issued.certificate_pem + request.private_key_pem)
+    context.load_cert_chain(pair)
+    client = Client(thing_name, clean_session=True)
+    connected = Device(client, thing_name)
+    async with asyncio.timeout(DEADLINE_S):
+        await client.connect("localhost", site.broker.port, ssl=context)
+    try:
+        yield connected
+    finally:
+        await client.disconnect()
+
+
+class Wire:
+    """A way to the broker that can be cut or go silent, and that keeps what the bridge sent."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.sent = bytearray()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.is_silent = False
+        self.is_first_answer_only = False
+        self._broker_port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def laid(self) -> AsyncIterator[Wire]:
+        server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            self.cut()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset every connection, with all that is under way."""
+        while self._writers:
+            self._writers.pop().transport.abort()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
+        self._writers += [writer, broker_writer]
+        for source, target, is_answer in ((reader, broker_writer, False), (broker_reader, writer, True)):
+            task = asyncio.create_task(self._carry(source, target, is_answer=is_answer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_answer: bool
+    ) -> None:
+        while True:
+            try:
+                piece = await source.read(65536)
+                if is_answer:
+                    await self.answers.wait()
+                else:
+                    self.sent += piece
+                if not piece:
+                    target.close()
+                    return
+                if is_answer and self.is_first_answer_only:
+                    # The CONNACK and nothing after it, until the connection is cut.
+                    target.write(piece[: 2 + piece[1]])
+                    return
+                if not self.is_silent:
+                    target.write(piece)
+                    await target.drain()
+            except ConnectionError:
+                return
+
+
+def packet_types(stream: bytes | bytearray) -> list[int]:
+    """Return the first bytes of the complete MQTT packets in a stream."""
+    found, position = [], 0
+    while position + 1 < len(stream):
+        first, length, shift = stream[position], 0, 0
+        while True:
+            position += 1
+            length |= (stream[position] & 127) << shift
+            shift += 7
+            if stream[position] < 128:
+                break
+        position += 1 + length
+        if position <= len(stream):
+            found.append(first)
+    return found
+
+
+def numbered(count: int, first: int = 0) -> list[bytes]:
+    return [b'{"n":%d}' % number for number in range(first, first + count)]
+
+
+# ---- batches and order ---------------------------------------------------------------------------------------------
+
+
+async def test_requests_of_a_thing_reach_its_shard_in_order_each_once_and_all_are_acknowledged(
+    site: Site,
+) -> None:
+    desk = Desk()
+    names = things_of(0, 2) + things_of(1, 2)
+    async with bridge(site.connection(), desk) as served:
+        async with AsyncExitStack() as stack:
+            senders = [await stack.enter_async_context(device(site, name)) for name in names]
+            await asyncio.gather(*(each.telemetry(*numbered(400)) for each in senders))
+        await until(lambda: served.statistics().acknowledged_count == 1600)
+        statistics = served.statistics()
+    for name in names:
+        assert desk.payloads(name) == numbered(400)
+    assert (statistics.received_count, statistics.request_count) == (1600, 1600)
+    assert statistics.waiting_count == statistics.in_flight_count == statistics.stale_count == 0
+    for lane, batches in desk.submissions:
+        for shard, batch in batches:
+            assert desk.lane_of(shard) == lane
+            assert {shard_of(request.thing_name, SHARD_COUNT) for request in batch.requests} == {shard}
+
+
+async def test_sequences_count_by_one_per_shard_under_the_source_of_the_bridge(site: Site) -> None:
+    desk = Desk()
+    async with bridge(site.connection(), desk), device(site, "sensor-a") as sender:
+        for count in range(1, 6):
+            await sender.telemetry(b"{}")
+            await until(lambda: len(desk.requests) == count)  # noqa: B023  (awaited in this very turn)
+    sequences = defaultdict(list)
+    for _, batches in desk.submissions:
+        for shard, batch in batches:
+            sequences[shard, batch.source].append(batch.sequence)
+    assert list(sequences.values()) == [[1, 2, 3, 4, 5]]
+
+
+async def test_what_comes_while_a_lane_is_busy_leaves_together_and_never_beside_the_first(site: Site) -> None:
+    desk = Desk()
+    desk.close()
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(b"first")
+        await until(lambda: desk.submissions)
+        await sender.telemetry(*numbered(50))
+        await until(lambda: served.statistics().waiting_count == 50)
+        assert len(desk.submissions) == 1
+        desk.open()
+        await until(lambda: served.statistics().acknowledged_count == 51)
+    assert [len(batches[0][1].requests) for _, batches in desk.submissions] == [1, 50]
+
+
+async def test_a_submission_stays_below_95_kilobytes_and_a_larger_request_goes_alone(site: Site) -> None:
+    desk = Desk()
+    desk.close()
+    large = b"x" * 120_000
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(b"first")
+        await until(lambda: desk.submissions)
+        await sender.telemetry(*[b"y" * 1000] * 200, large, *[b"z"] * 100)
+        await until(lambda: served.statistics().waiting_count == 301)
+        desk.open()
+        await until(lambda: served.statistics().acknowledged_count == 302)
+    sizes = [sum(len(encode(batch)) for _, batch in batches) for _, batches in desk.submissions]
+    assert [size for size in sizes if size > 95_000] == [pytest.approx(120_000, abs=200)]
+    assert max(size for size in sizes if size < 95_000) > 80_000
+    assert [
+        len(batches[0][1].requests)
+        for _, batches in desk.submissions
+        if batches[0][1].requests[0].payload == large
+    ] == [1]
+    assert desk.payloads("sensor-a")[1:] == [b"y" * 1000] * 200 + [large] + [b"z"] * 100
+
+
+async def test_a_stuck_lane_does_not_stop_another(site: Site) -> None:
+    desk = Desk()
+    stuck, free = things_of(0, 1)[0], things_of(1, 1)[0]
+    desk.gates[0].clear()
+    async with (
+        bridge(site.connection(), desk) as served,
+        device(site, stuck) as one,
+        device(site, free) as other,
+    ):
+        await one.telemetry(*numbered(30))
+        await until(lambda: desk.payloads(stuck))
+        await other.telemetry(*numbered(300))
+        await until(lambda: served.statistics().acknowledged_count == 300)
+        assert desk.payloads(free) == numbered(300)
+        desk.open()
+        await until(lambda: served.statistics().acknowledged_count == 330)
+    assert desk.payloads(stuck) == numbered(30)
+
+
+@pytest.mark.parametrize("failure", [ShardUnavailable(3, "it restarts"), TimeoutError()])
+async def test_a_submission_without_an_answer_is_repeated_unchanged(site: Site, failure: Exception) -> None:
+    desk = Desk()
+    desk.failures = [failure, failure]
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(*numbered(20))
+        await until(lambda: served.statistics().acknowledged_count == 20)
+        assert served.statistics().resent_count == 2
+        assert served.statistics().last_shard_error
+    assert desk.submissions[0] == desk.submissions[1] == desk.submissions[2]
+
+
+async def test_an_error_that_lasts_ends_the_bridge_for_all_to_see(site: Site) -> None:
+    desk = Desk()
+    desk.failures = [StoreError("the journal is of another version")]
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(b"{}")
+        with pytest.raises(StoreError):
+            async with asyncio.timeout(DEADLINE_S):
+                await served.until_failed()
+        assert served.statistics().acknowledged_count == 0
+
+
+async def test_topics_that_ask_for_nothing_are_acknowledged_counted_and_ignored(site: Site) -> None:
+    desk = Desk()
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(b"{}", b"{}", stream="with//gap")
+        await until(lambda: served.statistics().acknowledged_count == 2)
+        assert served.statistics().rejected_topic_count == 2
+    assert desk.submissions == []
+
+
+# ---- what is acknowledged when -------------------------------------------------------------------------------------
+
+
+async def test_the_receive_window_bounds_what_the_bridge_holds(site: Site) -> None:
+    desk = Desk()
+    desk.close()
+    async with (
+        bridge(site.connection(receive_maximum=10), desk) as served,
+        device(site, "sensor-a") as sender,
+    ):
+        await sender.telemetry(*numbered(200))
+        await until(lambda: served.statistics().received_count == 10)
+        # Another client's round trip: what the broker would have sent meanwhile has arrived.
+        async with device(site, "sensor-b") as other:
+            await other.telemetry(b"{}")
+        statistics = served.statistics()
+        assert statistics.received_count == statistics.waiting_count + statistics.in_flight_count == 10
+        desk.open()
+        await until(lambda: served.statistics().acknowledged_count == 201)
+    assert desk.payloads("sensor-a") == numbered(200)
+
+
+async def test_requests_that_a_cut_connection_brings_again_are_carried_out_once_and_in_order(
+    site: Site,
+) -> None:
+    desk = Desk()
+    desk.close()
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        device(site, "sensor-a") as sender,
+        bridge(site.connection(port=wire.port), desk) as served,
+    ):
+        await sender.telemetry(b"first")
+        await until(lambda: desk.submissions)
+        await sender.telemetry(*numbered(20))
+        await until(lambda: served.statistics().waiting_count == 20)
+        wire.cut()
+        await until(lambda: served.statistics().redelivered_count == 21)
+        # The next connection breaks before anything comes again.
+        subscribe_count = packet_types(wire.sent).count(0x82)
+        wire.is_first_answer_only = True
+        wire.cut()
+        await until(lambda: packet_types(wire.sent).count(0x82) > subscribe_count)
+        wire.is_first_answer_only = False
+        wire.cut()
+        await until(lambda: served.statistics().redelivered_count == 42)
+        assert (served.statistics().waiting_count, served.statistics().acknowledged_count) == (20, 0)
+        desk.open()
+        await until(lambda: served.statistics().acknowledged_count == 21)
+        assert served.statistics().received_count == 63
+    assert desk.payloads("sensor-a") == [b"first", *numbered(20)]
+
+
+async def test_a_request_that_was_answered_while_the_connection_was_gone_is_acknowledged_when_it_comes_again(
+    site: Site,
+) -> None:
+    desk = Desk()
+    desk.close()
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        device(site, "sensor-a") as sender,
+        bridge(site.connection(port=wire.port), desk) as served,
+    ):
+        await sender.telemetry(b"{}")
+        await until(lambda: desk.submissions)
+        wire.answers.clear()
+        wire.cut()
+        await until(lambda: not served.statistics().is_connected)
+        desk.open()
+        await until(lambda: served.statistics().stale_count == 1)
+        wire.answers.set()
+        await until(lambda: served.statistics().acknowledged_count == 1)
+    assert len(desk.requests) == 1
+
+
+async def test_a_bridge_killed_in_mid_batch_loses_nothing(site: Site) -> None:
+    connection = site.connection()
+    command = [
+        sys.executable,
+        __file__,
+        str(connection.port),
+        connection.password or "",
+        connection.client_id,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mqtt_bridge.__file__).parents[1])}
+    # Starting takes milliseconds, reading does not.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    lines = asyncio.to_thread
+    assert await lines(process.stdout.readline) == b"ready\n"
+    try:
+        async with device(site, "sensor-a") as sender:
+            await sender.telemetry(*numbered(100))
+            assert await lines(process.stdout.readline) == b"submitted\n"
+    finally:
+        process.kill()
+        await lines(process.wait)
+        process.stdout.close()
+    desk = Desk()
+    async with bridge(connection, desk) as served:
+        await until(lambda: served.statistics().acknowledged_count == 100)
+    assert desk.payloads("sensor-a") == numbered(100)
+
+
+async def test_a_request_is_acknowledged_after_the_broker_took_its_answers_over(site: Site) -> None:
+    answer = Publish("$aws/things/sensor-a/shadow/update/accepted", b"{}")
+    desk = Desk(lambda _request: [answer, answer])
+    desk.close()
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        device(site, "sensor-a") as sender,
+        bridge(site.connection(port=wire.port), desk) as served,
+    ):
+        await sender.subscribe(answer.topic)
+        await sender.telemetry(b"{}")
+        await until(lambda: desk.submissions)
+        wire.answers.clear()
+        desk.open()
+        # The broker has the answers and the device too, but its word for that does not come through.
+        await until(lambda: len(sender.received) == 2)
+        assert served.statistics().acknowledged_count == 0
+        assert served.statistics().unpublished_count == 2
+        wire.cut()
+        wire.answers.set()
+        # Sent again because nobody knows whether they arrived; the request that comes again waits for that.
+        await until(lambda: served.statistics().acknowledged_count == 1)
+        await until(lambda: len(sender.received) == 4)
+    assert len(desk.requests) == 1
+
+
+def saved_messages(site: Site) -> bytes:
+    saved = DataDirectory(site.settings.data_dir).mosquitto / "mosquitto.db"
+    return saved.read_bytes() if saved.exists() else b""
+
+
+@pytest.mark.parametrize("is_session_kept", [True, False])
+async def test_a_broker_killed_and_started_again_costs_no_request_and_gets_no_acknowledgement_of_before(
+    own_site: Site, *, is_session_kept: bool
+) -> None:
+    desk = Desk()
+    desk.close()
+    before, unsaved, after = numbered(5), numbered(5, 5), numbered(5, 10)
+    async with bridge(own_site.connection(), desk) as served:
+        async with device(own_site, "sensor-a") as sender:
+            await sender.telemetry(b"first")
+            await until(lambda: desk.submissions)
+            await sender.telemetry(*before)
+            await until(lambda: all(each in saved_messages(own_site) for each in (b"first", *before)))
+            await sender.telemetry(*unsaved)
+            await until(lambda: served.statistics().waiting_count == 10)
+        own_site.kill_broker()
+        if not is_session_kept:
+            (DataDirectory(own_site.settings.data_dir).mosquitto / "mosquitto.db").unlink()
+        own_site.broker.spawn()
+        await asyncio.to_thread(own_site.broker.wait_until_ready)
+        await until(lambda: served.statistics().is_connected)
+        async with device(own_site, "sensor-a") as sender:
+            # These get packet ids that were in use before.
+            await sender.telemetry(*after)
+            await until(lambda: served.statistics().waiting_count >= 15)
+            assert served.statistics().acknowledged_count == 0
+            desk.open()
+            await until(lambda: served.statistics().request_count == 16)
+            await until(lambda: served.statistics().acknowledged_count == (11 if is_session_kept else 5))
+        assert served.statistics().reconnect_count == 1
+    assert desk.payloads("sensor-a") == [b"first", *before, *unsaved, *after]
+
+
+async def test_a_silent_link_is_given_up_and_replaced(site: Site) -> None:
+    desk = Desk()
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        bridge(site.connection(port=wire.port, keepalive_s=2), desk) as served,
+        device(site, "sensor-a") as sender,
+    ):
+        wire.is_silent = True
+        await until(lambda: not served.statistics().is_connected)
+        assert "silent" in (served.statistics().last_broker_error or "")
+        wire.cut()
+        wire.is_silent = False
+        await sender.telemetry(*numbered(3))
+        await until(lambda: served.statistics().acknowledged_count == 3)
+
+
+async def test_messages_at_qos_0_are_carried_out_and_dropped_beyond_a_bound(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_bridge, "UNWINDOWED_BYTES_MAX", 1000)
+    desk = Desk()
+    desk.close()
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(*numbered(100), qos=0)
+        await sender.telemetry(b"last")
+        await until(lambda: served.statistics().received_count == 101)
+        dropped_count = served.statistics().dropped_count
+        desk.open()
+        await until(lambda: desk.payloads("sensor-a")[-1] == b"last")
+        assert 0 < dropped_count < 100
+        await until(lambda: served.statistics().acknowledged_count == 1)
+        # What was carried out makes room.
+        await sender.telemetry(b"more", qos=0)
+        await until(lambda: desk.payloads("sensor-a")[-1] == b"more")
+    assert len(desk.requests) == 102 - dropped_count
+    assert desk.payloads("sensor-a")[:-2] == numbered(100 - dropped_count)
+
+
+# ---- publishing ----------------------------------------------------------------------------------------------------
+
+
+async def test_five_thousand_messages_are_published_in_order(site: Site) -> None:
+    topic = "$aws/things/sensor-a/shadow/update/documents"
+    async with bridge(site.connection(), Desk()) as served, device(site, "sensor-a") as listener:
+        await listener.subscribe(topic)
+        halves = [[Publish(topic, each) for each in numbered(2500, first)] for first in (0, 2500)]
+        await asyncio.gather(*map(served.publish, halves))
+        statistics = served.statistics()
+        assert (statistics.published_count, statistics.unpublished_count) == (5000, 0)
+        await until(lambda: len(listener.received) >= 5000)
+    assert [payload for _, payload in listener.received] == numbered(5000)
+
+
+async def test_no_more_messages_are_under_way_than_the_broker_takes(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, "max_inflight_messages 20") as port, Wire(port).laid() as wire:
+        async with bridge(BrokerConnection("127.0.0.1", wire.port), Desk()) as served:
+            wire.answers.clear()
+            publishing = asyncio.create_task(
+                served.publish([Publish("some/topic", each) for each in numbered(500)])
+            )
+            await until(lambda: packet_types(wire.sent).count(0x32) >= 20)
+            assert served.statistics().unpublished_count == 500
+            assert packet_types(wire.sent).count(0x32) == 20
+            assert not publishing.done()
+            wire.answers.set()
+            await asyncio.wait_for(publishing, DEADLINE_S)
+        assert packet_types(wire.sent).count(0x32) == 500
+
+
+async def test_messages_under_way_when_the_connection_broke_are_sent_again_in_order(site: Site) -> None:
+    topic = "$aws/things/sensor-a/shadow/update/documents"
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        bridge(site.connection(port=wire.port), Desk()) as served,
+        device(site, "sensor-a") as listener,
+    ):
+        await listener.subscribe(topic)
+        wire.answers.clear()
+        publishing = asyncio.create_task(served.publish([Publish(topic, each) for each in numbered(1000)]))
+        await until(lambda: len(listener.received) >= 100)
+        wire.cut()
+        wire.answers.set()
+        await asyncio.wait_for(publishing, DEADLINE_S)
+        await until(lambda: listener.received and listener.received[-1][1] == numbered(1, 999)[0])
+    payloads = [payload for _, payload in listener.received]
+    assert list(dict.fromkeys(payloads)) == numbered(1000)
+    assert len(payloads) > 1000
+
+
+async def test_a_message_that_the_broker_would_not_take_is_counted_and_holds_nothing_up(site: Site) -> None:
+    topic = "$aws/things/sensor-a/shadow/update/documents"
+    async with bridge(site.connection(), Desk()) as served, device(site, "sensor-a") as listener:
+        await listener.subscribe(topic)
+        messages = [
+            Publish(topic, b"x" * 200_000),
+            Publish("forbidden/to/the/bridge", b"{}"),
+            Publish(topic, b"{}"),
+        ]
+        await asyncio.wait_for(served.publish(messages), DEADLINE_S)
+        statistics = served.statistics()
+        assert (statistics.published_count, statistics.refused_publish_count) == (1, 2)
+        assert statistics.reconnect_count == 0
+        assert "forbidden/to/the/bridge" in (statistics.last_broker_error or "")
+        await until(lambda: listener.received == [(topic, b"{}")])
+
+
+async def test_publishing_waits_while_too_much_is_under_way(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_session, "BACKLOG_BYTES_MAX", 50_000)
+    message = Publish("$aws/things/sensor-a/shadow/update/documents", b"x" * 1000)
+    async with (
+        Wire(site.broker.internal.port).laid() as wire,
+        bridge(site.connection(port=wire.port), Desk()) as served,
+    ):
+        wire.answers.clear()
+        callers = [asyncio.create_task(served.publish([message])) for _ in range(100)]
+        await until(lambda: served.statistics().unpublished_count > 30)
+        assert served.statistics().unpublished_count < 50
+        wire.answers.set()
+        await asyncio.wait_for(asyncio.gather(*callers), DEADLINE_S)
+        assert served.statistics().published_count == 100
+
+
+# ---- starting and stopping -----------------------------------------------------------------------------------------
+
+
+class ShardLanes:
+    """Real shards in this process, behind two lanes."""
+
+    shard_count = SHARD_COUNT
+    lane_count = 2
+
+    def __init__(self) -> None:
+        self._shards = [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]
+
+    def lane_of(self, shard: int) -> int:
+        return shard % self.lane_count
+
+    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        outcomes = [self._shards[shard].apply(batch, 1_700_000_000.0) for shard, batch in batches]
+        return Outcome([each for outcome in outcomes for each in outcome.publishes], [])
+
+
+async def test_a_device_that_updates_its_shadow_is_answered(site: Site) -> None:
+    prefix = "$aws/things/sensor-a/shadow/update"
+    async with bridge(site.connection(), ShardLanes()), device(site, "sensor-a") as sender:
+        await sender.subscribe(f"{prefix}/accepted")
+        await sender.subscribe(f"{prefix}/documents")
+        sender.publish(prefix, b'{"state":{"reported":{"temperature":21}}}')
+        await until(lambda: len(sender.received) == 2)
+    assert {topic for topic, _ in sender.received} == {f"{prefix}/accepted", f"{prefix}/documents"}
+
+
+async def test_a_stopped_bridge_has_finished_what_was_under_way(site: Site) -> None:
+    answer = Publish("$aws/things/sensor-a/shadow/update/accepted", b"{}")
+    connection, desk = site.connection(), Desk(lambda _request: [answer])
+    desk.close()
+    async with device(site, "sensor-a") as sender:
+        async with bridge(connection, desk) as served:
+            await sender.telemetry(*numbered(100))
+            await until(lambda: served.statistics().received_count == 100)
+            asyncio.get_running_loop().call_later(0.1, desk.open)
+        statistics = served.statistics()
+        assert statistics.acknowledged_count == statistics.published_count == 100
+        assert not statistics.is_connected
+        with pytest.raises(BrokerError):
+            await served.publish([answer])
+        await sender.telemetry(b"later")
+    later = Desk()
+    async with bridge(connection, later):
+        await until(lambda: later.requests)
+    assert later.payloads("sensor-a") == [b"later"]
+
+
+async def test_what_a_stopped_bridge_could_not_finish_comes_after_the_next_start(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_bridge, "DRAIN_TIMEOUT_S", 0.2)
+    connection, desk = site.connection(), Desk()
+    desk.close()
+    async with device(site, "sensor-a") as sender, bridge(connection, desk) as served:
+        await sender.telemetry(*numbered(10))
+        await until(lambda: served.statistics().received_count == 10)
+    later = Desk()
+    async with bridge(connection, later) as served:
+        await until(lambda: served.statistics().acknowledged_count == 10)
+    assert later.payloads("sensor-a") == numbered(10)
+
+
+@asynccontextmanager
+async def broker_with(directory: Path, *options: str) -> AsyncIterator[int]:
+    """Run a bare mosquitto that admits everybody on loopback, with more lines of configuration."""
+    port = free_port()
+    lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", "user root", *options]
+    (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+    command = ["mosquitto", "-c", str(directory / "mosquitto.conf")]
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, env=environment)
+    try:
+        await until(lambda: b"running" in (directory / "log").read_bytes())
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_a_broker_that_grants_less_than_qos_1_is_refused(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, "max_qos 0") as port:
+        with pytest.raises(BrokerError, match="does not grant"):
+            await MqttBridge(BrokerConnection("127.0.0.1", port), Desk(), source="test").start()
+
+
+async def test_a_refused_subscription_is_an_error_at_start(tmp_path: Path) -> None:
+    plugin = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"))
+    (tmp_path / "rules.json").write_text('{"defaultACLAccess": {"subscribe": false}}')
+    options = (f"plugin {plugin}", f"plugin_opt_config_file {tmp_path / 'rules.json'}")
+    async with broker_with(tmp_path, *options) as port:
+        with pytest.raises(BrokerError, match=r"telemetry/\+/#.*135"):
+            await MqttBridge(BrokerConnection("127.0.0.1", port), Desk(), source="test").start()
+
+
+async def test_a_wrong_password_is_an_error_at_start_that_does_not_show_it(site: Site) -> None:
+    internal = site.broker.internal
+    connection = BrokerConnection(internal.host, internal.port, internal.user_name, "wrong-password")
+    with pytest.raises(BrokerError, match="password") as caught:
+        await MqttBridge(connection, Desk(), source="test").start()
+    assert not caught.value.retryable
+    assert "wrong-password" not in f"{caught.value} {connection}"
+
+
+async def test_a_broker_that_is_not_there_is_an_error_at_start() -> None:
+    with pytest.raises(BrokerError, match="cannot be reached") as caught:
+        await MqttBridge(BrokerConnection("127.0.0.1", free_port()), Desk(), source="test").start()
+    assert caught.value.retryable
+
+
+async def test_a_broker_that_does_not_answer_is_an_error_at_start(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_link, "CONNECT_TIMEOUT_S", 0.3)
+    async with Wire(site.broker.internal.port).laid() as wire:
+        wire.is_silent = True
+        with pytest.raises(BrokerError, match="did not answer"):
+            await MqttBridge(site.connection(port=wire.port), Desk(), source="test").start()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("port", 0),
+        ("receive_maximum", 9),
+        ("receive_maximum", 20_001),
+        ("keepalive_s", 61),
+        ("client_id", ""),
+    ],
+)
+def test_a_connection_out_of_bounds_is_refused_by_name(key: str, value: int | str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        BrokerConnection(**{"host": "127.0.0.1", "port": 1883, key: value})  # type: ignore[arg-type]  # the point
+
+
+# ---- gmqtt ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_private_names_of_gmqtt_that_a_link_uses_are_where_they_were(site: Site) -> None:
+    """What would otherwise be set beside the point, in silence."""
+    plain = Client("plain")
+    handler = plain._package_handler
+    for name in (
+        "_reconnect_callback",
+        "_handle_publish_packet",
+        "_handle_puback_packet",
+        "_connack_properties",
+    ):
+        assert hasattr(handler, name), name
+    assert {"_connection", "_connack_received"} <= vars(plain).keys()
+    link = MqttLink(site.connection(), LinkEvents(lambda *_: None, lambda *_: None, lambda *_: None))
+    await link.open(["telemetry/+/#"])
+    wire = link._client._connection
+    assert wire is handler_of(link).current_connection
+    assert callable(wire.send_package)
+    assert callable(wire._transport.abort)
+    assert link.silence_s < DEADLINE_S
+    assert link.broker_receive_maximum == 1000
+    await link.close()
+
+
+def handler_of(link: MqttLink) -> Any:
+    return link._client._package_handler
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 100, 128, 16_000, 20_000, 3_000_000])
+def test_a_publish_packet_is_the_one_that_gmqtt_encodes(size_bytes: int) -> None:
+    class Protocol:
+        proto_ver = 5
+
+        class id_generator:  # noqa: N801  (gmqtt's name)
+            next_id = staticmethod(lambda: 513)
+
+    topic, payload = "telemetry/gerät/ä", b"x" * size_bytes
+    _, expected = PublishPacket.build_package(Message(topic, payload, qos=1), Protocol)
+    assert encode_publish(topic, payload, 513) == bytes(expected)
+
+
+async def _be_killed(port: int, password: str, client_id: str) -> None:
+    """Serve as a bridge whose shards never answer, in the process that the test kills."""
+    desk = Desk()
+    desk.close()
+    await MqttBridge(
+        BrokerConnection("127.0.0.1", port, "app.bridge", password, client_id), desk, source="1"
+    ).start()
+    os.write(1, b"ready\n")
+    await until(lambda: len(desk.requests) > 0)
+    os.write(1, b"submitted\n")
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_be_killed(int(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,289 @@
+"""The registry on a real Redis: what it keeps, what it refuses, and that a change happens whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from actors.broker import RedisServer
+from actors.errors import (
+    DescriptionError,
+    FleetExists,
+    FleetNotFound,
+    StoreError,
+    ThingExists,
+    ThingNotFound,
+)
+from actors.pki import CertificateAuthority, IssuedCertificate, generate_key_and_csr
+from actors.registry import FleetRecord, Registry, ThingRecord, check_fleet_name, check_thing, new_thing
+from actors.settings import DataDirectory, PlatformSettings
+from twins.clock import VirtualClock
+from twins.errors import InvariantError, ModelError
+from twins.messages import GroupOrder
+from twins.model import Group
+from twins.sharding import NamePattern
+
+NOW_S = 1_760_000_000.0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with_store = start_store(tmp_path_factory.mktemp("store"))
+    yield with_store
+    with_store.stop()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority.open_or_create(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+async def registry(store: RedisServer) -> AsyncIterator[Registry]:
+    with redis.Redis.from_url(store.url) as client:
+        client.flushall()
+    opened = await Registry.open(store.url, VirtualClock(NOW_S))
+    yield opened
+    await opened.close()
+
+
+def start_store(data_dir: Path) -> RedisServer:
+    DataDirectory(data_dir).prepare()
+    store = RedisServer(PlatformSettings(data_dir, mqtt_port=0, device_port=0, api_port=0))
+    store.start()
+    return store
+
+
+def thing_named(name: str, **attributes: str) -> ThingRecord:
+    return new_thing(name, "thermostat", attributes, now_s=NOW_S)
+
+
+def certificate_for(authority: CertificateAuthority, name: str) -> IssuedCertificate:
+    return authority.issue_for_thing(generate_key_and_csr(name).csr_pem, name)
+
+
+def fleet_named(name: str) -> FleetRecord:
+    group = Group(name, "thermostat", f"{name}-{{i:06d}}", 10, seed=1, start_s=int(NOW_S))
+    return FleetRecord(GroupOrder.of(group), int(NOW_S))
+
+
+async def test_a_thing_is_found_again_with_its_certificate(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    issued = certificate_for(authority, "lamp")
+    await registry.add_thing(thing_named("lamp", room="kitchen"), issued)
+    thing = await registry.thing("lamp")
+    assert (thing.model, thing.attributes, thing.created_at_s) == (
+        "thermostat",
+        {"room": "kitchen"},
+        int(NOW_S),
+    )
+    (certificate,) = await registry.certificates(thing)
+    assert (certificate.pem, certificate.serial) == (issued.certificate_pem, str(issued.serial))
+    assert await registry.certificate(issued.certificate_id) == certificate
+    assert await registry.thing_count() == 1
+
+
+async def test_a_second_thing_of_one_name_is_refused_and_changes_nothing(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    await registry.add_thing(thing_named("lamp", room="kitchen"), certificate_for(authority, "lamp"))
+    other = certificate_for(authority, "lamp")
+    with pytest.raises(ThingExists, match="lamp"):
+        await registry.add_thing(thing_named("lamp", room="hall"), other)
+    assert (await registry.thing("lamp")).attributes == {"room": "kitchen"}
+    assert await registry.certificate(other.certificate_id) is None
+
+
+async def test_one_key_is_not_certified_for_two_things(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    csr_pem = generate_key_and_csr("").csr_pem
+    await registry.add_thing(thing_named("one"), authority.issue_for_thing(csr_pem, "one"))
+    with pytest.raises(DescriptionError, match="new key"):
+        await registry.add_thing(thing_named("two"), authority.issue_for_thing(csr_pem, "two"))
+    with pytest.raises(ThingNotFound):
+        await registry.thing("two")
+
+
+async def test_pages_follow_name_order_and_end(registry: Registry, authority: CertificateAuthority) -> None:
+    names = ["B", "a", "a:1", "a_1", "aa", "b"]
+    for name in reversed(names):
+        await registry.add_thing(thing_named(name), certificate_for(authority, name))
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await registry.things(after=cursor, limit=2)
+        seen += [thing.name for thing in page.things]
+        cursor = page.next_cursor
+    assert seen == names
+
+
+async def test_removal_revokes_first_and_may_be_done_twice(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    long_name = "n" * 128
+    certificate = await registry.add_thing(thing_named(long_name), certificate_for(authority, long_name))
+    assert await registry.acl_entries() == {certificate.certificate_id: long_name}
+    with pytest.raises(InvariantError):
+        await registry.remove_thing(long_name)
+    first = await registry.begin_removal(long_name)
+    assert [found.status for found in first] == ["REVOKED"]
+    assert await registry.begin_removal(long_name) == first
+    assert await registry.acl_entries() == {}
+    assert (await registry.thing(long_name)).status == "DELETING"
+    await registry.remove_thing(long_name)
+    with pytest.raises(ThingNotFound):
+        await registry.thing(long_name)
+    kept = await registry.certificate(certificate.certificate_id)
+    assert kept is not None
+    assert kept.status == "REVOKED"
+    assert (await registry.things()).things == []
+
+
+async def test_names_of_a_pattern_are_found_among_registered_things(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    for name in ("hall-000009", "hall-9", "hall-x", "zoo"):
+        await registry.add_thing(thing_named(name), certificate_for(authority, name))
+    pattern = NamePattern.parse("hall-{i:06d}")
+    assert await registry.first_thing_of(pattern, 9) is None
+    assert await registry.first_thing_of(pattern, 10) == "hall-000009"
+
+
+async def test_a_fleet_comes_changes_and_goes(registry: Registry) -> None:
+    for name in ("south", "north"):
+        await registry.add_fleet(fleet_named(name))
+    assert [fleet.group.name for fleet in await registry.fleets()] == ["north", "south"]
+    with pytest.raises(FleetExists):
+        await registry.add_fleet(fleet_named("north"))
+    await registry.set_fleet_status("north", "ACTIVE")
+    assert (await registry.fleet("north")).status == "ACTIVE"
+    assert (await registry.fleet("north")).group.group() == fleet_named("north").group.group()
+    await registry.remove_fleet("north")
+    with pytest.raises(FleetNotFound):
+        await registry.fleet("north")
+    with pytest.raises(FleetNotFound):
+        await registry.set_fleet_status("north", "ACTIVE")
+
+
+async def test_every_change_stands_in_the_stream(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer
+) -> None:
+    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"), by="anna")
+    await registry.begin_removal("lamp", by="bert")
+    await registry.remove_thing("lamp", by="bert")
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        entries = client.xrange("twinfleet:registry")
+    told = [(fields["by"], fields["action"], fields["subject"]) for _, fields in entries]
+    assert told == [
+        ("platform", "registry.open", ""),
+        ("anna", "thing.create", "lamp"),
+        ("bert", "thing.revoke", "lamp"),
+        ("bert", "thing.delete", "lamp"),
+    ]
+    assert all(fields["at"] == f"{NOW_S:.3f}" for _, fields in entries)
+
+
+async def test_an_older_writer_is_refused_and_writes_nothing(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer
+) -> None:
+    newer = await Registry.open(store.url, VirtualClock(NOW_S))
+    with pytest.raises(StoreError, match="another process") as refusal:
+        await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert not refusal.value.retryable
+    assert await newer.thing_count() == 0
+    await newer.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+    await newer.close()
+
+
+async def test_a_reader_takes_nothing_from_the_writer(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer
+) -> None:
+    reader = await Registry.open(store.url, VirtualClock(NOW_S), is_writer=False)
+    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert (await reader.thing("lamp")).name == "lamp"
+    with pytest.raises(InvariantError):
+        await reader.begin_removal("lamp")
+    await reader.close()
+
+
+async def test_of_two_equal_changes_at_once_one_is_made(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    changes = [registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp")) for _ in range(5)]
+    outcomes = await asyncio.gather(*changes, return_exceptions=True)
+    assert sum(isinstance(outcome, ThingExists) for outcome in outcomes) == 4
+
+
+async def test_what_was_registered_outlives_the_store(
+    tmp_path: Path, authority: CertificateAuthority
+) -> None:
+    store = start_store(tmp_path)
+    registry = await Registry.open(store.url, VirtualClock(NOW_S))
+    try:
+        await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+        os.kill(store.pid, signal.SIGKILL)
+        with pytest.raises(StoreError) as refusal:
+            await registry.thing("lamp")
+        assert refusal.value.retryable
+        store.stop()
+        store.start()
+        assert (await registry.thing("lamp")).name == "lamp"
+        await registry.add_thing(thing_named("bell"), certificate_for(authority, "bell"))
+    finally:
+        await registry.close()
+        store.stop()
+
+
+async def test_a_full_store_refuses_changes_whole(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer
+) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(StoreError, match="memory") as refusal:
+                await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+        finally:
+            client.config_set("maxmemory", 0)
+    assert refusal.value.retryable
+    assert await registry.thing_count() == 0
+    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "attributes", "part"),
+    [
+        ("", "thermostat", {}, "thing name"),
+        ("a.b", "thermostat", {}, "thing name"),
+        ("n" * 129, "thermostat", {}, "thing name"),
+        ("ok", "thermostat", {"": "x"}, "attribute ''"),
+        ("ok", "thermostat", {"a b": "x"}, "attribute 'a b'"),
+        ("ok", "thermostat", {"a": "no space"}, "attribute 'a'"),
+        ("ok", "thermostat", {"a": "x" * 801}, "attribute 'a'"),
+        ("ok", "thermostat", {f"a{i}": "x" for i in range(51)}, "attributes"),
+    ],
+)
+def test_a_thing_against_the_rules_is_refused(
+    name: str, model: str, attributes: dict[str, str], part: str
+) -> None:
+    with pytest.raises(DescriptionError) as refusal:
+        check_thing(name, model, attributes)
+    assert refusal.value.subject == part
+
+
+def test_an_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="thermostat"):
+        check_thing("ok", "toaster", {})
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "n" * 118])
+def test_a_fleet_name_that_cannot_begin_thing_names_is_refused(name: str) -> None:
+    with pytest.raises(DescriptionError):
+        check_fleet_name(name)

@@ -1,0 +1,298 @@
+"""The scenario language: what is understood, and that every mistake is told with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scenarios.errors import Problem, ScenarioInvalid
+from scenarios.metrics import CATALOGUE, Comparison, Condition
+from scenarios.reading import load_scenario, parse_scenario, reseeded
+from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor
+from scenarios.workloads import groups_of, orders_for, window_end
+from twins.messages import TickOrder
+
+LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"
+HEAD = "apiVersion: twinfleet/v1\nkind: Scenario\nmetadata: {name: test}\n"
+GROUP = "groups: [{name: rooms, count: 10}]\n"
+DEVICE = "devices: [{name: real-device}]\n"
+
+
+def problems(text: str) -> list[Problem]:
+    with pytest.raises(ScenarioInvalid) as caught:
+        parse_scenario(text, "test.yaml")
+    return list(caught.value.problems)
+
+
+def only_problem(text: str) -> Problem:
+    found = problems(text)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_scenario_of_few_lines_is_possible() -> None:
+    scenario = parse_scenario(HEAD + "duration: 90s\n" + GROUP)
+    assert scenario.duration_s == 90
+    assert scenario.clock == ClockSpec("asap")
+    assert scenario.start_s == DEFAULT_START_S
+    assert scenario.groups[0].thing_name == "rooms-{i:06d}"
+
+
+@pytest.mark.parametrize("file", sorted(LIBRARY.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_scenario_of_the_library_is_valid(file: Path) -> None:
+    assert load_scenario(file).name == file.stem
+
+
+def test_the_smoke_scenario_says_what_it_means() -> None:
+    scenario = load_scenario(LIBRARY / "smoke" / "first-light.yaml")
+    assert scenario.clock == ClockSpec("accelerated", 30)
+    assert (scenario.duration_s, scenario.groups[0].count, scenario.groups[0].report_every_s) == (
+        600,
+        100_000,
+        10,
+    )
+    assert scenario.groups[0].attributes == {"site": ChoiceSpec(("ams", "ber", "cdg"), (5, 3, 2))}
+    first, second, third = (step.action for step in scenario.steps)
+    assert first == SetDesired({"set_point": 23.5}, thing_name="first-light-real")
+    assert second == WaitFor("first-light-real", {"set_point": 23.5}, is_delta_empty=True, timeout_s=10)
+    assert third == SetDesired({"set_point": 19.5}, group="thermostats")
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"), [("10s", 10), ("2m", 120), ("1h", 3600), ("1_000s", 1000), ("1.5m", 90)]
+)
+def test_durations_have_units(duration: str, seconds: int) -> None:
+    assert parse_scenario(HEAD + f"duration: {duration}\n").duration_s == seconds
+
+
+@pytest.mark.parametrize("duration", ["10", "10 s", "1d", "-5s", "soon", "[1s]", "0s", "1.5s", "true"])
+def test_what_is_no_duration_is_refused(duration: str) -> None:
+    assert only_problem(HEAD + f"duration: {duration}\n").path == "duration"
+
+
+def test_a_mistake_has_file_line_column_path_and_the_nearest_word() -> None:
+    problem = only_problem(HEAD + "duration: 1m\ngroups:\n  - name: rooms\n    cuont: 5\n    count: 5\n")
+    assert (problem.file, problem.line, problem.column) == ("test.yaml", 7, 5)
+    assert problem.path == "groups[0].cuont"
+    assert "did you mean 'count'" in problem.text
+    assert str(problem).startswith("test.yaml:7:5: groups[0].cuont: ")
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_lines() -> None:
+    found = problems(
+        "apiVersion: twinfleet/v9\nkind: Senario\nmetadata: {}\nduration: 1m\nseed: -1\n"
+        "groups:\n  - {name: rooms, count: 0, model: toaster}\nsteps:\n  - {at: 2m, set_desired: {state: {}}}\n"
+    )
+    assert [problem.line for problem in found] == sorted(problem.line for problem in found)
+    assert {problem.path for problem in found} == {
+        "apiVersion",
+        "kind",
+        "metadata",
+        "seed",
+        "groups[0].count",
+        "groups[0].model",
+        "steps[0].at",
+        "steps[0].set_desired",
+        "steps[0].set_desired.state",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("stages: []\n", "stages"),
+        ("faults: []\n", "faults"),
+        ("abort_on: []\n", "abort_on"),
+        ("path: wire\n", "path"),
+        ("groups: [{name: rooms, count: 1, network: {loss: 1%}}]\n", "groups[0].network"),
+        ("steps: [{at: 1s, rollout: {release: a}}]\n", "steps[0].rollout"),
+        ("checks: [no_acknowledged_update_lost]\n", "checks[0]"),
+        ('thresholds: {ingest_latency: ["p(99) < 2s"]}\n', "thresholds.ingest_latency"),
+        ('thresholds: {"recovery_time{fault:x}": ["max < 60s"]}\n', "thresholds.recovery_time{fault:x}"),
+    ],
+)
+def test_a_word_of_the_language_that_is_not_built_is_refused_never_ignored(text: str, path: str) -> None:
+    problem = only_problem(HEAD + "duration: 1m\n" + text)
+    assert problem.path == path
+    assert "not supported by this version" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("durationn: 1m\n", "durationn", "did you mean 'duration'"),
+        ("clock: {mode: fast}\n", "clock.mode", "asap, realtime or accelerated"),
+        ("clock: {mode: accelerated}\n", "clock", "'speed' belongs to mode accelerated"),
+        ("clock: {mode: asap, speed: 3}\n", "clock", "'speed' belongs to mode accelerated"),
+        ("clock: {mode: accelerated, speed: 0}\n", "clock.speed", "at least 0.01"),
+        ("seed: yes\n", "seed", "whole number"),
+        ("seed: 1.5\n", "seed", "whole number"),
+        ("seed: 1\nseed: 2\n", "seed", "twice"),
+        ("start: yesterday\n", "start", "2026-01-01T00:00:00Z"),
+        ("warmup: 1m\n", "warmup", "shorter"),
+        ("groups: {name: x}\n", "groups", "list"),
+        ("groups: [{name: rooms, count: 1, thing_name: rooms}]\n", "groups[0]", "exactly one number"),
+        (
+            "groups: [{name: rooms, count: 1}, {name: rooms, count: 1, thing_name: 'a-{i}'}]\n",
+            "groups[1]",
+            "already",
+        ),
+        (
+            "groups: [{name: a, count: 9}, {name: b, count: 9, thing_name: 'a-{i:06d}'}]\n",
+            "groups[1]",
+            "group 'a'",
+        ),
+        ("groups: [{name: a, count: 1, model: thermostt}]\n", "groups[0].model", "did you mean 'thermostat'"),
+        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no behavior"),
+        (
+            "groups: [{name: a, count: 1, attributes: {s: {choice: [x, y], weights: [1]}}}]\n",
+            "groups[0].attributes.s",
+            "1 weights for 2 choices",
+        ),
+        (
+            "groups: [{name: a, count: 1, attributes: {s: {choice: [x], weights: [-1]}}}]\n",
+            "groups[0].attributes.s.weights[0]",
+            "at least 0",
+        ),
+        ("devices: [{name: a}, {name: a}]\n", "devices[1]", "already"),
+        ("devices: [{name: a.b}]\n", "devices[0].name", "allowed"),
+        (GROUP + "devices: [{name: rooms-000003}]\n", "devices[0]", "also a thing of group 'rooms'"),
+        (GROUP + "steps: [{at: 1s}]\n", "steps[0]", "exactly one of"),
+        (
+            GROUP + "steps: [{at: 1m, set_desired: {group: rooms, state: {set_point: 20}}}]\n",
+            "steps[0].at",
+            "end",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {group: room, state: {set_point: 20}}}]\n",
+            "steps[0].set_desired.group",
+            "did you mean 'rooms'",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {temperature: 20}}}]\n",
+            "steps[0].set_desired.state",
+            "settable: set_point",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {set_point: 99}}}]\n",
+            "steps[0].set_desired.state",
+            "from 5 to 35",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {set_point: true}}}]\n",
+            "steps[0].set_desired.state",
+            "must be a number",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {thing: rooms-000010, state: {set_point: 20}}}]\n",
+            "steps[0].set_desired.thing",
+            "no real device",
+        ),
+        (
+            DEVICE + "steps: [{at: 1s, wait_for: {thing: real-device}}]\n",
+            "steps[0].wait_for",
+            "needs a condition",
+        ),
+        (
+            DEVICE + "steps: [{at: 1s, wait_for: {thing: real-device, delta: full}}]\n",
+            "steps[0].wait_for.delta",
+            "must be empty",
+        ),
+        ("checks: [version_never_decrease]\n", "checks[0]", "did you mean 'version_never_decreases'"),
+        ('thresholds: {reprts: ["count > 0"]}\n', "thresholds.reprts", "did you mean 'reports'"),
+        ('thresholds: {reports: ["p(99) < 2s"]}\n', "thresholds.reports[0]", "count, rate"),
+        ('thresholds: {reports: ["count > 2s"]}\n', "thresholds.reports[0]", "no unit"),
+        ('thresholds: {reports: "count > 2"}\n', "thresholds.reports", "list"),
+        (
+            'thresholds: {tick_lag: ["max < 2s"]}\n',
+            "thresholds.tick_lag",
+            "never measured with clock mode asap",
+        ),
+        ("assertions: [{name: a, sql: select 1}]\n", "assertions[0]", "'expect' is missing"),
+        ("assertions: [{name: a, sql: select 1, expect: '> x'}]\n", "assertions[0].expect", "no comparison"),
+        (
+            "assertions: [{name: a, sql: select 1, expect: 1}, {name: a, sql: select 1, expect: 1}]\n",
+            "assertions",
+            "2 assertions are named 'a'",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(text: str, path: str, words: str) -> None:
+    problem = only_problem(HEAD + "duration: 1m\n" + text)
+    assert problem.path == path
+    assert words in problem.text
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- &a [*a]", "x: \t- y", "just text"])
+def test_what_is_no_scenario_is_refused_with_a_place(text: str) -> None:
+    assert all(problem.line >= 1 for problem in problems(text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioInvalid, match=r"absent\.yaml.*No such file"):
+        load_scenario(tmp_path / "absent.yaml")
+
+
+def test_large_seeds_keep_all_their_digits() -> None:
+    assert parse_scenario(HEAD + f"duration: 1m\nseed: {2**63 - 1}\n").seed == 2**63 - 1
+
+
+def test_an_instant_without_zone_is_utc() -> None:
+    with_zone = parse_scenario(HEAD + "duration: 1m\nstart: 2026-01-01T00:00:00Z\n")
+    without = parse_scenario(HEAD + "duration: 1m\nstart: 2026-01-01T00:00:00\n")
+    assert with_zone.start_s == without.start_s == DEFAULT_START_S
+
+
+def test_another_seed_changes_the_seed_alone() -> None:
+    scenario = parse_scenario(HEAD + "duration: 1m\nseed: 1\n" + GROUP)
+    assert reseeded(scenario, None) is scenario
+    assert groups_of(reseeded(scenario, 7))[0].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "statistic", "bound"),
+    [
+        ("p(99) < 2s", "tick_lag", "p(99)", 2000.0),
+        ("p(99.9)<=250ms", "tick_lag", "p(99.9)", 250.0),
+        ("count > 5_800_000", "reports", "count", 5_800_000.0),
+        ("min > 97%", "connected_ratio", "min", 0.97),
+        ("value == 0", "delta_outstanding", "value", 0.0),
+        ("max < 1m", "delta_to_reported", "max", 60_000.0),
+        ("med < 40", "device_round_trip", "med", 40.0),
+    ],
+)
+def test_conditions_read_like_those_of_k6(text: str, metric: str, statistic: str, bound: float) -> None:
+    condition = Condition.parse(text, CATALOGUE[metric])
+    assert (condition.statistic, condition.comparison.bound) == (statistic, bound)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "holds"),
+    [
+        ("> 0", 1, True),
+        ("> 0", 0, False),
+        ("== 3", 3.0, True),
+        ("!= 3", 3, False),
+        ("<= 2", float("nan"), False),
+    ],
+)
+def test_a_comparison_compares(text: str, value: float, *, holds: bool) -> None:
+    assert Comparison.parse(text).holds(value) is holds
+
+
+def test_a_window_ends_at_the_next_step_and_what_it_desires_rides_on_the_order() -> None:
+    step = "steps: [{at: 30s, set_desired: {group: rooms, state: {set_point: 20}}}]\n"
+    scenario = parse_scenario(HEAD + "duration: 1m\nwarmup: 10s\n" + GROUP + step)
+    assert [window_end(scenario, tick) for tick in (0, 10, 30)] == [10, 30, 60]
+    assert orders_for(scenario, 10, 20) == [TickOrder("rooms", 10, 20)]
+    assert orders_for(scenario, 30, 30) == [TickOrder("rooms", 30, 30, {"set_point": 20})]
+
+
+@pytest.mark.parametrize(
+    ("clock", "end"),
+    [("{mode: asap}", 50), ("{mode: realtime}", 1), ("{mode: accelerated, speed: 30}", 3)],
+)
+def test_a_window_lasts_a_tenth_of_a_second_or_fifty_ticks(clock: str, end: int) -> None:
+    scenario = parse_scenario(HEAD + f"duration: 10m\nclock: {clock}\n" + GROUP)
+    assert window_end(scenario, 0) == end

@@ -1,0 +1,153 @@
+"""The client of the operators' API: one method per question, each answered with the document as on the wire.
+
+Built on the standard library: importing a full HTTP client alone takes longer than a command may.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from actors.settings import Endpoints
+from twinfleet.errors import PlatformUnreachable, Refused
+
+# The longest answers: a fleet of millions is made, the broker reads a long revocation list again.
+_ANSWER_TIMEOUT_S: Final = 120.0
+# A request that may be repeated is: a shard or a store that restarts is back within seconds.
+_ATTEMPTS: Final = 3
+_PAUSE_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Document:
+    """An answer of the platform: the bytes as they came."""
+
+    raw: bytes
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """Return what the bytes say."""
+        return msgspec.json.decode(self.raw, type=dict[str, Any])
+
+
+class OperatorClient:
+    """Asks the platform of one data directory, as its operator."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = urlsplit(url)
+        self._token = token
+
+    @classmethod
+    def of(cls, data_dir: Path) -> OperatorClient:
+        """Return a client for the platform that runs on `data_dir`; PlatformNotRunning if none does."""
+        endpoints = Endpoints.read(data_dir)
+        return cls(endpoints.api.url, _read(Path(endpoints.operator_token_file)).strip())
+
+    def cluster(self) -> Document:
+        """Return the state of the platform's processes."""
+        return self._ask("GET", "/v1/cluster")
+
+    def shadow(self, thing_name: str, shadow_name: str = "") -> Document:
+        """Return a shadow document."""
+        return self._ask("GET", _shadow_path(thing_name), query={"name": shadow_name})
+
+    def update_desired(self, thing_name: str, desired: Mapping[str, Any], shadow_name: str = "") -> Document:
+        """Merge `desired` into a shadow and return the accepted document."""
+        body = {"state": {"desired": desired}}
+        return self._ask("POST", _shadow_path(thing_name), query={"name": shadow_name}, body=body)
+
+    def create_thing(self, name: str, model: str, *, attributes: Mapping[str, str], csr_pem: str) -> Document:
+        """Register a device and return its certificate; safe to repeat, because the same key gets the same one."""
+        body = {"name": name, "model": model, "attributes": attributes, "csr": csr_pem}
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._ask("POST", "/v1/things", body=body)
+            except PlatformUnreachable:
+                time.sleep(_PAUSE_S)
+            except Refused as refusal:
+                if refusal.status != 503:
+                    raise
+                time.sleep(_PAUSE_S)
+        return self._ask("POST", "/v1/things", body=body)
+
+    def things(self, *, cursor: str, limit: int) -> Document:
+        """Return a page of the registered things, in name order, after the name `cursor`."""
+        return self._ask("GET", "/v1/things", query={"cursor": cursor, "limit": str(limit)})
+
+    def thing(self, name: str) -> Document:
+        """Return what the registry knows of a thing."""
+        return self._ask("GET", f"/v1/things/{quote(name, safe='')}")
+
+    def delete_thing(self, name: str) -> Document:
+        """Revoke a device's certificates, remove its twin and forget it."""
+        return self._ask("DELETE", f"/v1/things/{quote(name, safe='')}")
+
+    def create_fleet(self, name: str, model: str, *, count: int, seed: int, report_every_s: int) -> Document:
+        """Create a standing simulated fleet and return its description."""
+        body = {"name": name, "model": model, "count": count, "seed": seed, "report_every_s": report_every_s}
+        return self._ask("POST", "/v1/fleets", body=body)
+
+    def fleets(self) -> Document:
+        """Return the standing fleets."""
+        return self._ask("GET", "/v1/fleets")
+
+    def delete_fleet(self, name: str) -> Document:
+        """Remove a standing fleet with all its twins."""
+        return self._ask("DELETE", f"/v1/fleets/{quote(name, safe='')}")
+
+    def _ask(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    ) -> Document:
+        given = {key: value for key, value in (query or {}).items() if value}
+        target = f"{path}?{urlencode(given)}" if given else path
+        headers = {"Authorization": f"Bearer {self._token}", "Connection": "close"}
+        content = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            content = msgspec.json.encode(body)
+        kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=_ANSWER_TIMEOUT_S)
+        try:
+            connection.request(method, target, body=content, headers=headers)
+            response = connection.getresponse()
+            raw = response.read()
+        except (OSError, HTTPException) as error:
+            text = f"the platform at {self._url.geturl()} does not answer ({type(error).__name__}: {error})"
+            raise PlatformUnreachable(f"{text}; look at `twinfleet status`, or start it again") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise Refused(response.status, _detail(response.status, raw))
+        return Document(raw)
+
+
+def read_ca(data_dir: Path) -> str:
+    """Return the certificate of the authority of the platform that runs on `data_dir`."""
+    return _read(Path(Endpoints.read(data_dir).ca))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        text = f"{file} cannot be read: {error.strerror}; run as the user who started the platform"
+        raise PlatformUnreachable(text) from None
+
+
+def _shadow_path(thing_name: str) -> str:
+    return f"/things/{quote(thing_name, safe='')}/shadow"
+
+
+def _detail(status: int, raw: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(raw, type=dict[str, Any])["detail"])
+    except (msgspec.DecodeError, KeyError):
+        return f"the platform answers with status {status} and no reason; is something else on its port?"
