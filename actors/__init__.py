@@ -6,11 +6,3 @@ Reading order (a module imports only modules that stand before it in this list):
 `mqtt_link` · `mqtt_session` · `mqtt_outbox` · `mqtt_bridge` · `gateway` · `bridge_actor` · `gateway_actor` · `pacer` ·
 `cluster`
 """
-
-import os
-
-# Ray reads these when it is imported, so they are set before anything of ours can import Ray. Without the first one a
-# driver replaces 127.0.0.1 by the host's address, looks for the platform there, and hangs; the second one makes every
-# process prove that it knows the platform's token.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ["RAY_AUTH_MODE"] = "token"

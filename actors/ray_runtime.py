@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,16 +31,26 @@ _CPU_COUNT: Final = 4
 _JOIN_ATTEMPTS: Final = 3
 
 
-def _environment(token_file: Path) -> dict[str, str]:
-    return {
-        "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Otherwise a fixed port, which two platforms on one machine would fight for.
-        "AUTOSCALER_METRIC_PORT": "0",
-        # Workers would run at nice 15, behind the broker and the store that they serve.
-        "RAY_worker_niceness": "0",
-        "RAY_NUM_REDIS_GET_RETRIES": str(_JOIN_ATTEMPTS),
-    }
+def _tell_ray(token_file: Path) -> None:
+    """Give Ray its settings, for this process and for those that it starts; whether Ray was imported before or not."""
+    export_environment(
+        {
+            # Ray then keeps 127.0.0.1 instead of replacing it by the host's address, and listens there only.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Otherwise a fixed port, which two platforms on one machine would fight for.
+            "AUTOSCALER_METRIC_PORT": "0",
+            # Workers would run at nice 15, behind the broker and the store that they serve.
+            "RAY_worker_niceness": "0",
+            "RAY_NUM_REDIS_GET_RETRIES": str(_JOIN_ATTEMPTS),
+        }
+    )
+    # Ray has read the first two when it was imported. With the old values a driver would look for the platform at the
+    # host's address, and hang.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # not in its stubs
 
 
 @contextlib.contextmanager
@@ -59,7 +70,7 @@ def local_head(token_file: Path) -> Iterator[RayEndpoint]:
         start_new_session=True,
     )
     try:
-        export_environment(_environment(token_file))
+        _tell_ray(token_file)
         context: Any = ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
@@ -85,9 +96,22 @@ def local_head(token_file: Path) -> Iterator[RayEndpoint]:
         shutil.rmtree(outer, ignore_errors=True)
 
 
+def _require_listener(endpoints: Endpoints) -> None:
+    """Raise PlatformNotRunning at once where nothing listens: Ray would try for minutes."""
+    host, _, port = endpoints.ray.address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_JOIN_ATTEMPTS).close()
+    except OSError as error:
+        data_dir = Path(endpoints.ray.token_file).parent
+        raise PlatformNotRunning(
+            data_dir, f"Ray at {endpoints.ray.address} does not answer: {error}"
+        ) from error
+
+
 def join(endpoints: Endpoints) -> None:
     """Make this process a driver of the platform's Ray; PlatformNotRunning if that does not answer."""
-    export_environment(_environment(Path(endpoints.ray.token_file)))
+    _tell_ray(Path(endpoints.ray.token_file))
+    _require_listener(endpoints)
     if ray.is_initialized():
         raise WorldError("this process is already part of a Ray cluster; use a process of its own")
     try:

@@ -7,6 +7,7 @@ is a simulation in one process and a run against a platform.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
@@ -91,11 +92,14 @@ class _Conductor:
             await self._set_up()
             self._stage = "running"
             await self._play()
+            # Of the run as ordered, whatever the assertions wait for afterwards.
             self._digest = await self._fleet.digest()
             self._stage = "judging"
             await self._judge_assertions()
         except Interrupted as interruption:
-            self._digest = await self._fleet.digest()
+            # Whoever stops a run may have stopped its fleet too.
+            with contextlib.suppress(WorldError):
+                self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
         except (WorldError, ModelError, DeviceFailed) as error:
             # ModelError: somebody else deleted a group of ours.

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shlex
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from actors.fleet import Fleet, LocalFleet
-from scenarios.devices import DeviceHost, LocalDevices
+from actors.settings import DataDirectory, Endpoints
+from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
 from scenarios.spec import Scenario
 
-Value = TypeVar("Value")
-
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run_scenario(
@@ -54,40 +56,91 @@ def run(
     ScenarioInvalid holds every mistake of the file. Ctrl-C ends the run with a report.
     """
     scenario = reseeded(load_scenario(file), seed)
+    return run_locally(scenario, shard_count, reports_dir=reports_dir)
 
-    async def run_locally(interrupt: asyncio.Event) -> RunResult:
+
+def run_locally(
+    scenario: Scenario, shard_count: int, *, reports_dir: Path, options: RunOptions | None = None
+) -> RunResult:
+    """Run a scenario on a fleet in this process, real devices played in-process, and return the result."""
+    options = options or RunOptions()
+
+    async def main() -> RunResult:
         fleet = LocalFleet(shard_count)
-        command = f"twinfleet run {file} --fleet local --shards {shard_count} --seed {scenario.seed}"
-        options = RunOptions(fleet="local", command=command, interrupt=interrupt)
-        return await run_scenario(
-            scenario, fleet, LocalDevices(fleet), reports_dir=reports_dir, options=options
-        )
+        with interruptible() as interrupt:
+            described = dataclasses.replace(
+                options,
+                fleet="local",
+                command=_command(scenario, "--fleet", "local", "--shards", str(shard_count)),
+                interrupt=interrupt,
+            )
+            return await run_scenario(
+                scenario, fleet, LocalDevices(fleet), reports_dir=reports_dir, options=described
+            )
 
-    return run_interruptibly(run_locally)
+    return asyncio.run(main())
 
 
-def run_interruptibly(main: Callable[[asyncio.Event], Coroutine[Any, Any, Value]]) -> Value:
-    """Run a coroutine in a loop of its own; the first Ctrl-C or SIGTERM sets its event, the second one ends it."""
+def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions | None = None) -> RunResult:
+    """Run a scenario on the platform of a data directory, its real devices over MQTT, and return the result.
 
-    async def with_signals() -> Value:
-        loop = asyncio.get_running_loop()
-        interrupt = asyncio.Event()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+    PlatformNotRunning if there is none. The reports go to the data directory's own.
+    """
+    # Ray takes a second to import, which a run in this process need not wait for.
+    from actors.ray_fleet import connect  # noqa: PLC0415
 
-        def on_signal() -> None:
-            interrupt.set()
-            for number in numbers:
-                loop.remove_signal_handler(number)
+    options = options or RunOptions()
+    endpoints = Endpoints.read(data_dir)
+    reports_dir = DataDirectory(data_dir).reports
 
-        for number in numbers:
-            loop.add_signal_handler(number, on_signal)
+    async def main() -> RunResult:
+        fleet = await connect(endpoints)
         try:
-            return await main(interrupt)
+            with interruptible() as interrupt:
+                described = dataclasses.replace(
+                    options,
+                    fleet="ray",
+                    command=_command(scenario, "--data-dir", str(data_dir)),
+                    interrupt=interrupt,
+                )
+                devices = PlatformDevices(endpoints)
+                return await run_scenario(
+                    scenario, fleet, devices, reports_dir=reports_dir, options=described
+                )
         finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+            await fleet.close()
 
-    return asyncio.run(with_signals())
+    return asyncio.run(main())
+
+
+def _command(scenario: Scenario, *arguments: str) -> str:
+    """Return what repeats a run, to be pasted into a shell."""
+    return shlex.join(["twinfleet", "run", scenario.file, "--seed", str(scenario.seed), *arguments])
+
+
+@contextmanager
+def interruptible() -> Iterator[asyncio.Event]:
+    """Give an event that the first Ctrl-C or SIGTERM sets; a second one ends the process as it always does.
+
+    To be entered in the running loop, after whatever takes over signals itself, as joining Ray does.
+    """
+    loop = asyncio.get_running_loop()
+    interrupt = asyncio.Event()
+
+    def release() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    def on_signal() -> None:
+        interrupt.set()
+        release()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield interrupt
+    finally:
+        release()
 
 
 def version_text() -> str:

@@ -237,7 +237,6 @@ def project_files() -> Iterator[Path]:
 
 
 SOURCES: Final = sources_below(PACKAGES)
-TEST_SOURCES: Final = sources_below(["tests"])
 
 
 def test_imports_point_from_the_command_line_towards_the_core() -> None:
@@ -274,8 +273,7 @@ def test_a_sub_package_that_gives_an_order_keeps_it() -> None:
 
 
 def test_files_and_functions_can_be_read_at_once() -> None:
-    everything = {**SOURCES, **TEST_SOURCES}
-    assert [finding for path, text in everything.items() for finding in length_findings(path, text)] == []
+    assert [finding for path, text in SOURCES.items() for finding in length_findings(path, text)] == []
 
 
 def test_no_file_names_a_package_index_or_a_path_of_one_machine() -> None:

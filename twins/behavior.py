@@ -131,7 +131,7 @@ class SimulatedFleet:
         self.windows = {name: _WindowColumns(rows) for name in behavior.windowed}
         self.attributes = {attribute.name: self._draw_attribute(attribute) for attribute in group.attributes}
         behavior.start(self, self._start_draw)
-        self.connected[: self.table.count] = 1
+        self.connected[self.table.count :] = 0
 
     def _start_draw(self, stream: str) -> NDArray[np.float32]:
         """Return one uniform number in [0, 1) for each row, the same whatever the number of shards."""
@@ -357,6 +357,8 @@ class _Thermostat:
         state["humidity"][:] = draw("humidity") * np.float32(20) + np.float32(35)
         state["first_battery"][:] = draw("battery") * np.float32(60) + np.float32(40)
         state["first_uptime"][:] = (draw("uptime") * np.float32(30 * 86400)).astype(np.uint32)
+        # As many are offline at the start as later on.
+        fleet.connected[:] = draw("connected") < np.float32(_ONLINE_S / (_ONLINE_S + _OFFLINE_S))
         state["firmware_version"][:] = np.searchsorted(
             np.array([0.2, 0.9], np.float32), draw("firmware_version"), side="right"
         )
@@ -460,14 +462,16 @@ class _Thermostat:
 
     @staticmethod
     def _obey(chunk: Chunk, fleet: SimulatedFleet, online: NDArray[np.uint8], set_point: Column) -> None:
-        """Let every device that is online take over the set point that is desired of it, in place."""
+        """Let every device that is online take over the set point that is desired of it, if it can, in place."""
         position = fleet.table.model.positions["set_point"]
         desired = fleet.table.desired[position]
         if desired is None:
             raise InvariantError("set_point of the thermostat is settable")
         obeys = (chunk.take(fleet.table.desired_valid) & np.uint16(1 << position)) != 0
         obeys &= online != 0
-        np.copyto(set_point, chunk.take(desired), where=obeys)
+        wished, field = chunk.take(desired), fleet.table.model.fields[position]
+        obeys &= (wished >= np.float32(field.minimum)) & (wished <= np.float32(field.maximum))
+        np.copyto(set_point, wished, where=obeys)
         chunk.put(fleet.state["set_point"], set_point)
 
     @staticmethod

@@ -99,6 +99,9 @@ def decode_payload(payload: bytes) -> Any:
 
 def _decode_with(decode: Callable[[bytes], Any], payload: bytes) -> Any:
     try:
+        # The decoder skips what it need not know; what it skips must be UTF-8 all the same.
+        if not payload.isascii():
+            payload.decode()
         return decode(payload)
     except UnicodeDecodeError:
         raise UnsupportedEncoding from None

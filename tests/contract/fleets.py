@@ -1,24 +1,85 @@
-"""The fleets that the contract holds for, by name: each opens one fleet, ready for use, and closes it.
+"""A Ray cluster for the contract: real Redis, real shard actors, no broker; and fleets over its actors.
 
-A fleet may be shared by many tests, and may be that of a cluster with twins of its own: no test relies on an empty
-one.
+Ray can be started once in a process, so all the tests of this package share one head.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import contextlib
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from actors.fleet import Fleet, LocalFleet
+import ray
+
+from actors.actor_settings import BRIDGE_NAME, HostSettings
+from actors.broker import RedisServer
+from actors.ray_fleet import RayFleet, open_actor, start_actor
+from actors.ray_runtime import local_head
+from actors.settings import DataDirectory, PlatformSettings, read_or_create_secret
+from actors.shard_actor import ShardActor
+
+SHARD_COUNT = 8
+# As in a platform: one for health, one whose only call never returns.
+_GROUPS = {"control": 1, "lifetime": 1}
 
 
-@asynccontextmanager
-async def local_fleet() -> AsyncIterator[Fleet]:
-    """Open a fleet in this process."""
-    fleet = LocalFleet(shard_count=4)
-    yield fleet
-    await fleet.close()
+@contextlib.contextmanager
+def running_store(data_dir: Path) -> Iterator[RedisServer]:
+    """Give a running store on a new data directory."""
+    DataDirectory(data_dir).prepare()
+    server = RedisServer(PlatformSettings(data_dir=data_dir))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
-# The fleet on a cluster joins here under the name `ray`: one more line, and an opener like the one above.
-FLEETS: dict[str, Callable[[], AbstractAsyncContextManager[Fleet]]] = {"local": local_fleet}
+@contextlib.contextmanager
+def running_ray(data_dir: Path) -> Iterator[None]:
+    """Make this process the driver of a Ray head of its own, and leave its signals as they were."""
+    directory = DataDirectory(data_dir)
+    directory.prepare()
+    read_or_create_secret(directory.ray_token_file)
+    # Ray replaces it, and would end the whole test run by it.
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with local_head(directory.ray_token_file):
+            signal.signal(signal.SIGTERM, before)
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def ray_fleet(data_dir: Path, actor_count: int) -> Iterator[RayFleet]:
+    """Give a fleet on new shard actors with a new store; Ray must run."""
+    with running_store(data_dir) as store:
+        # The bridge of the name is not there: what it would publish is dropped.
+        hosts: list[Any] = [
+            start_actor(
+                ShardActor, f"contract-{secrets.token_hex(4)}", BRIDGE_NAME, concurrency_groups=_GROUPS
+            )
+            for _ in range(actor_count)
+        ]
+        settings = [
+            HostSettings(
+                index,
+                tuple(range(index, SHARD_COUNT, actor_count)),
+                SHARD_COUNT,
+                store.url,
+                str(data_dir / "snapshots"),
+                str(data_dir / "logs" / f"shard-actor-{index}.log"),
+            )
+            for index in range(actor_count)
+        ]
+        open_actor(*hosts, settings=settings)
+        try:
+            yield RayFleet(hosts, SHARD_COUNT)
+        finally:
+            ray.get([host.close.remote() for host in hosts], timeout=30)
+            for host in hosts:
+                ray.kill(host)

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from actors.broker import RedisServer
 from actors.settings import DataDirectory, PlatformSettings
+from tests.integration.running_platform import RunningPlatform, platform_on
 
 
 @pytest.fixture
@@ -51,3 +52,14 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
+    """Give the platform that all tests share: it holds things and fleets of others, and nobody stops it."""
+    with platform_on(tmp_path_factory.mktemp("shared") / "data") as started:
+        yield started
+        assert started.process.poll() is None, started.output()
+        assert started.stop() == 0, started.output()
+        started.expect_nothing_left()
+        assert not started.directory.endpoints_file.exists()

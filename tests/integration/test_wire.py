@@ -120,7 +120,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     directory.operator_token_file.write_text(TOKEN)
     broker = MosquittoBroker(settings)
     broker.start()
-    handler = type("Api", (_Api,), {"authority": authority, "names": set()})
+    names: set[str] = set()
+    handler = type("Api", (_Api,), {"authority": authority, "names": names})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     nowhere = UrlEndpoint("http://127.0.0.1:1")
@@ -135,7 +136,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         redis=nowhere,
         ray=RayEndpoint("", "", ""),
     )
-    yield Site(broker, endpoints, handler.names)
+    yield Site(broker, endpoints, names)
     server.shutdown()
     server.server_close()
     broker.stop()
@@ -204,8 +205,9 @@ class Witness:
 async def test_a_real_device_and_a_simulated_fleet_are_judged_in_one_run(site: Site) -> None:
     async with serving(site) as fleet:
         result = await conduct(parse_scenario(SCENARIO), fleet, PlatformDevices(site.endpoints), RunOptions())
-        judged = (*result.thresholds, *result.checks, *result.assertions, *result.steps)
+        judged = (*result.thresholds, *result.checks, *result.assertions)
         assert [one for one in judged if one.outcome != "PASS"] == []
+        assert [step for step in result.steps if step.outcome != "PASS"] == []
         assert result.verdict == "PASS"
         assert result.devices[0].transport == "mqtt"
         assert result.holds[0].is_fulfilled

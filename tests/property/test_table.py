@@ -173,6 +173,19 @@ def test_the_count_of_deltas_is_that_of_the_documents(states: list[Any]) -> None
     assert table.delta_count() == with_delta
 
 
+@pytest.mark.parametrize("thing", [REAL, SIMULATED])
+@pytest.mark.parametrize("state", [{"set_point": 21.0}, {"set_point": None}, None])
+def test_a_row_whose_columns_hold_everything_has_no_overflow(thing: str, state: Any) -> None:
+    shard = new_shard()
+    columns_say(shard, thing, {"desired": {"set_point": 21}, "reported": {"x": 1}}, NOW_S)
+    shard.write_rows()
+    table = shard.tables["thermostat"] if thing == REAL else shard.fleets["homes"].table
+    assert len(table.overflow) == 1
+    columns_say(shard, thing, {"desired": state, "reported": {"x": None}}, NOW_S)
+    shard.write_rows()
+    assert table.overflow == {}
+
+
 def test_removing_twins_leaves_the_rows_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = new_shard()
     names = [f"thing-{letter}" for letter in "abcdefghij"]

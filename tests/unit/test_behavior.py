@@ -126,10 +126,6 @@ def test_rows_that_only_fill_a_cell_are_never_counted(count: int, shard_count: i
         assert {len(column.values) for column in columns.values()} == {fleet.table.count}
 
 
-def test_all_are_connected_at_first() -> None:
-    assert run(shard_of_homes(257), 0).connected_count == 257
-
-
 def test_a_device_that_is_offline_sends_nothing() -> None:
     shard = shard_of_homes(3000)
     run(shard, 5 * PERIOD)
@@ -158,9 +154,10 @@ def test_a_device_that_is_offline_sends_nothing() -> None:
     assert offline_count > 0, "nobody was offline, so nothing was tested"
 
 
-def test_about_one_device_in_seventy_is_offline() -> None:
+@pytest.mark.parametrize("ticks", [0, 600, 3600])
+def test_about_one_device_in_seventy_is_offline_from_the_start_on(ticks: int) -> None:
     shard = shard_of_homes(20_000)
-    run(shard, 3600)
+    run(shard, ticks)
     # 300 s in 21,900 s: 274 of 20,000, with a standard deviation of 16.
     assert 190 < 20_000 - int(homes(shard).connected.sum()) < 360
 
@@ -190,7 +187,7 @@ def test_a_device_obeys_what_is_desired_of_it_alone(wish: float) -> None:
     assert ("delta" in document["state"]) == (round(wish, 2) != wish)
 
 
-@pytest.mark.parametrize("wish", ["29", True, [29], {"a": 29}, 10**400, -(10**40), 36])
+@pytest.mark.parametrize("wish", ["29", True, [29], {"a": 29}, 10**400, -(10**40), 36, 36.5, -1e6])
 def test_a_device_does_not_obey_nonsense(wish: Any) -> None:
     shard = shard_of_homes(40)
     assert "update/accepted" in update(shard, {"state": {"desired": {"set_point": wish}}}, thing="home-7")

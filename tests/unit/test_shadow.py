@@ -10,6 +10,7 @@ import pytest
 from tests.asking import NOW_S, answers, delete, get, update
 from twins.errors import request_error
 from twins.messages import Operation
+from twins.model import Group
 from twins.shadow import DOCUMENT_BYTES_MAX, TOMBSTONE_S, json_equal
 from twins.shard import Shard
 
@@ -422,6 +423,10 @@ def nested(levels: int, leaf: Any = 1) -> Any:
         (b'{"state":{"desired":{"a":' + b"[" * 100_000, 400, TOO_DEEP),
         (b'{"state":{"desired":{"a":"' + b"x" * DOCUMENT_BYTES_MAX + b'"}}}', 413, TOO_LARGE),
         (b'{"state":{"desired":{"a":"\xff"}}}', 415, NOT_UTF_8),
+        (b'{"state":{},"ignored":"\xff"}', 415, NOT_UTF_8),
+        (b'{"state":{},"\xff":1}', 415, NOT_UTF_8),
+        (b"\xff", 415, NOT_UTF_8),
+        (b'{"state":{},"ignored":nope}', 400, "Invalid JSON"),
     ],
 )
 def test_a_wrong_update_is_refused_in_the_words_of_the_service(
@@ -437,14 +442,14 @@ def test_eight_levels_of_objects_are_accepted(shard: Shard) -> None:
     assert "update/accepted" in update(shard, {"state": {"desired": nested(8)}})
 
 
-@pytest.mark.parametrize("payload", [b"{", b"\xff", b"nope"])
+@pytest.mark.parametrize(("payload", "code"), [(b"{", 400), (b"\xff", 415), (b"nope", 400)])
 @pytest.mark.parametrize("operation", [Operation.SHADOW_GET, Operation.SHADOW_DELETE])
 def test_a_get_or_delete_of_broken_json_is_refused(
-    shard: Shard, operation: Operation, payload: bytes
+    shard: Shard, operation: Operation, payload: bytes, code: int
 ) -> None:
     update(shard, {"state": {}})
     [body] = answers(shard, operation, payload).values()
-    assert (body["code"], body["message"]) == (400, "Invalid JSON")
+    assert (body["code"], body["message"]) == (code, {400: "Invalid JSON", 415: NOT_UTF_8}[code])
     assert get(shard) is not None
 
 
@@ -477,13 +482,15 @@ def test_metadata_does_not_count_towards_the_size(shard: Shard) -> None:
     assert "update/accepted" in update(shard, {"state": {"desired": {"a": [1] * 4000}}})
 
 
+@pytest.mark.parametrize("thing", ["lamp", "home-7"])
 def test_neither_write_back_nor_a_simulated_row_forgets_the_size(
-    shard: Shard, monkeypatch: pytest.MonkeyPatch
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, thing: str
 ) -> None:
     monkeypatch.setattr("twins.shard._UNPACKED_MAX", 1)
+    shard.create_group(Group("homes", "thermostat", "home-{i}", 40, 1, NOW_S))
     codes = []
     for number in range(12):
-        said = update(shard, {"state": {"reported": {f"k{number}": "x" * 1000}}})
+        said = update(shard, {"state": {"reported": {f"k{number}": "x" * 1000}}}, thing=thing)
         codes.append(said.get("update/rejected", {}).get("code", 200))
         update(shard, {"state": {}}, thing="another")
     assert codes == [200] * 8 + [413] * 4

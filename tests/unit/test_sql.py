@@ -112,7 +112,7 @@ def test_an_answer_beyond_the_row_limit_is_refused_not_cut_off() -> None:
 
 
 def test_a_question_cannot_take_all_memory() -> None:
-    with pytest.raises(OperatorError, match="(?i)memory"):
+    with pytest.raises(OperatorError, match=r"(?i)memory"):
         ask("select list(range) from range(1000000000)")
 
 
