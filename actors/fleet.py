@@ -75,6 +75,10 @@ class Fleet(Protocol):
         """Remove a simulated group with all its twins; removing one that is not there changes nothing."""
         ...
 
+    async def group_names(self) -> list[str]:
+        """Return the names of the simulated groups."""
+        ...
+
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
         ...
@@ -214,6 +218,10 @@ class LocalFleet:
         for shard in self._shards:
             shard.delete_group(name)
         self._groups.pop(name, None)
+
+    async def group_names(self) -> list[str]:
+        """Return the names of the simulated groups."""
+        return sorted(self._groups)
 
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""

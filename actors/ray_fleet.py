@@ -188,6 +188,10 @@ class RayFleet:
         """Remove a simulated group with all its twins; removing one that is not there changes nothing."""
         await self._ask_all("delete_group", name)
 
+    async def group_names(self) -> list[str]:
+        """Return the names of the simulated groups."""
+        return sorted({name for names in await self._ask_all("group_names") for name in names})
+
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
         summaries: dict[str, TickSummary] = {}

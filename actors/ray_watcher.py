@@ -19,7 +19,10 @@ _GIVE_UP_AFTER_S = 10.0
 
 
 def _processes_under(directory: str) -> list[int]:
-    """Return Ray's processes that have a file open under `directory`: their environment may have been overwritten."""
+    """Return Ray's processes that were told to work in `directory`, or have a file open there.
+
+    The one when they have just been started, the other when they have written their title over their arguments.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -32,7 +35,8 @@ def _processes_under(directory: str) -> list[int]:
         except OSError:
             # Gone meanwhile, or another user's.
             continue
-        if any(path.startswith(f"{directory}/") for path in opened):
+        is_told = f"{directory}/".encode() in command
+        if is_told or any(path.startswith(f"{directory}/") for path in opened):
             found.append(int(entry.name))
     return found
 

@@ -7,6 +7,7 @@ where it is on the path of devices, so that a call costs what its content costs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -179,16 +180,16 @@ class ShardHost:
     # Simulated fleets
 
     def create_group(self, encoded: bytes) -> None:
-        """Create this host's part of a simulated group."""
+        """Create this host's part of a simulated group; ModelError if it can't be."""
         order = decode_group_order(encoded)
         group = order.group()
-        for shard in self._shards.values():
-            present = shard.fleets.get(group.name)
-            if present is not None and present.group != group:
-                raise ModelError(f"there is already a group {group.name!r}, and it is another one")
         self._append([(number, GroupCreated(order)) for number in self._shards])
         for shard in self._shards.values():
             shard.create_group(group)
+
+    def group_names(self) -> list[str]:
+        """Return the names of the simulated groups."""
+        return sorted({name for shard in self._shards.values() for name in shard.fleets})
 
     def delete_group(self, name: str) -> None:
         """Remove this host's part of a simulated group."""
@@ -258,7 +259,15 @@ def _leaves_a_trace(batch: Batch) -> bool:
 
 
 def _replay(shard: Shard, record: Record) -> None:
-    """Apply one journalled input, in place: whatever it brought about was shown when it came in first."""
+    """Apply one journalled input, in place: whatever it brought about was shown when it came in first.
+
+    What was refused then is refused again, and changes nothing.
+    """
+    with contextlib.suppress(ModelError):
+        _apply(shard, record)
+
+
+def _apply(shard: Shard, record: Record) -> None:
     if isinstance(record, Applied):
         shard.apply(record.batch, record.now_s)
     elif isinstance(record, GroupCreated):

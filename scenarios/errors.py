@@ -46,7 +46,8 @@ class NameTaken(ScenariosError):
     def __init__(self, kind: str, name: str, detail: str = "") -> None:
         reason = f" ({detail})" if detail else ""
         super().__init__(
-            f"{kind} {name!r} exists in this fleet already{reason}; delete it, or name it otherwise in the scenario"
+            f"{kind} {name!r} exists in this fleet already{reason}; delete it (`twinfleet fleet delete`, "
+            "`twinfleet device delete`), or name it otherwise in the scenario"
         )
         self.kind = kind
         self.name = name

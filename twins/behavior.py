@@ -165,9 +165,12 @@ class SimulatedFleet:
     def _desire(self, order: TickOrder) -> None:
         """Write an operator's wish into the desired column of every twin, in place."""
         table, now_s = self.table, self.time_s(order.first_tick)
-        for name in order.desired:
-            if not table.model.fields[table.model.position(name)].is_settable:
+        for name, value in order.desired.items():
+            field = table.model.fields[table.model.position(name)]
+            if not field.is_settable:
                 raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
+            if not field.minimum <= value <= field.maximum:
+                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
         for name, value in order.desired.items():
             position = table.model.position(name)
             desired, desired_at = table.desired[position], table.desired_at[position]

@@ -280,12 +280,19 @@ class Shard:
     # Simulated fleets
 
     def create_group(self, group: Group) -> None:
-        """Create this shard's part of a simulated group; ModelError if another group has its name."""
+        """Create this shard's part of a simulated group; ModelError if another group has its name or its names."""
         present = self.fleets.get(group.name)
-        if present is None:
-            self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
-        elif present.group != group:
-            raise ModelError(f"there is already a group {group.name!r}, and it is another one")
+        if present is not None:
+            if present.group != group:
+                raise ModelError(f"there is already a group {group.name!r}, and it is another one")
+            return
+        for other in self.fleets.values():
+            if group.pattern.family == other.group.pattern.family:
+                raise ModelError(
+                    f"devices of {group.name!r} would be named like those of group {other.group.name!r}; "
+                    f"give it another thing_name than {group.thing_name!r}"
+                )
+        self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
 
     def delete_group(self, name: str) -> None:
         """Remove this shard's part of a simulated group, if it is there."""

@@ -72,6 +72,11 @@ class NamePattern:
         number = "{i}" if self.width == 1 else f"{{i:0{self.width}d}}"
         return f"{self.prefix}{number}{self.suffix}"
 
+    @property
+    def family(self) -> tuple[str, str]:
+        """Return what patterns have in common that may name the same thing."""
+        return self.prefix, self.suffix
+
     def name(self, index: int) -> str:
         """Return the thing name of device `index`."""
         return f"{self.prefix}{index:0{self.width}d}{self.suffix}"

@@ -11,7 +11,7 @@ from asyncio import Lock
 from dataclasses import dataclass, replace
 from typing import Final
 
-from actors.errors import DescriptionError, FleetExists
+from actors.errors import DescriptionError, FleetExists, FleetNotFound
 from actors.fleet import Fleet
 from actors.registry import FleetRecord, Registry, check_fleet_name
 from twins.errors import ModelError
@@ -89,9 +89,18 @@ class FleetOffice:
             return await self._complete(fleet)
 
     async def delete(self, name: str) -> None:
-        """Remove a standing fleet with all its twins; FleetNotFound if there is none."""
+        """Remove a fleet with all its twins; FleetNotFound if there is none.
+
+        Also one that stands in no registry: the group of a scenario that was kept, or whose run was killed.
+        """
         async with self._turn:
-            await self._registry.set_fleet_status(name, "DELETING")
+            try:
+                await self._registry.set_fleet_status(name, "DELETING")
+            except FleetNotFound:
+                if name not in await self._fleet.group_names():
+                    raise
+                await self._fleet.delete_group(name)
+                return
             await self._fleet.delete_group(name)
             await self._registry.remove_fleet(name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +89,15 @@ def test_a_hundred_thousand_handles_start_no_process_and_ask_nobody(
     def ray_processes() -> set[int]:
         return {process.pid for process in psutil.Process().children(recursive=True)}
 
-    before, asked = ray_processes(), two_actors_requests(two_actors)
-    begin_s = time.process_time()
+    before, asked = ray_processes(), request_count(two_actors)
+    # Were each a process, or a question to one, the time-out of the test would end this.
     handles = [two_actors.twin(f"{prefix}-{number}") for number in range(100_000)]
-    spent_s = time.process_time() - begin_s
-    # A remote call takes 100 us and more, so handles that asked anybody would take ten seconds. No claim of speed.
-    assert spent_s < 5.0
     assert ray_processes() <= before
-    assert two_actors_requests(two_actors) == asked
+    assert request_count(two_actors) == asked
     assert handles[-1].thing_name == f"{prefix}-99999"
 
 
-def two_actors_requests(fleet: RayFleet) -> int:
+def request_count(fleet: RayFleet) -> int:
     return sum(asyncio.run(fleet.status(lane)).request_count for lane in range(fleet.lane_count))
 
 
@@ -136,7 +132,7 @@ ORDERS = [
     TickOrder(GROUP.name, 50, 61),
 ]
 # Changes only with the meaning of a seed, which is a promise: a report repeats years later.
-DIGEST = "to be filled in"
+DIGEST = "0563fcdd4eed620c0d3c8517d4ce68ac9ffc31bea52f67a132e617a007b1e13b"
 
 
 async def digest_after_ticks(fleet: Fleet) -> str:

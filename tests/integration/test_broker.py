@@ -133,7 +133,7 @@ class Connection:
 async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         # The condition lies with another process, which sets no event of ours.
-        while not is_true():  # noqa: ASYNC110
+        while not is_true():
             await asyncio.sleep(0.005)
 
 
