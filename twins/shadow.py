@@ -8,7 +8,7 @@ are kept in separate trees, so that a device may use any key, `timestamp` includ
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +34,7 @@ TOMBSTONE_S: Final = 48 * 3600
 SECTIONS: Final = ("desired", "reported")
 # Re-encoding may lengthen a number at most so many times (`1e15` becomes `1000000000000000.0`).
 _GROWTH_MAX: Final = 5
+_NOT_PLAIN: Final = frozenset({dict, list, type(None)})
 _TOO_DEEP: Final = "JSON contains too many levels of nesting; maximum is 6"
 _NODE: Final = {"desired": "Desired", "reported": "Reported"}
 
@@ -173,9 +174,10 @@ def _check_state(state: Any) -> None:
             continue
         if type(section) is not dict:
             raise InvalidRequest(f"{_NODE[name]} node must be an object")
-        for value in section.values():
-            if type(value) is dict or type(value) is list:
-                _check_value(value, 2)
+        if not _is_plain(section.values()):
+            for value in section.values():
+                if type(value) is dict or type(value) is list:
+                    _check_value(value, 2)
 
 
 def _check_value(value: Any, level: int) -> None:
@@ -203,13 +205,17 @@ def json_equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def _is_plain(values: Iterable[Any]) -> bool:
+    """Tell whether there is no object, array or null among `values`: so it is with most that devices send."""
+    return _NOT_PLAIN.isdisjoint(map(type, values))
+
+
 def stamp_tree(value: Any, stamp: Stamp) -> Any:
     """Return the metadata of a value: `stamp` for each leaf, in objects and arrays of the value's shape."""
     if type(value) is dict:
-        return {
-            key: stamp if type(child) is not dict and type(child) is not list else stamp_tree(child, stamp)
-            for key, child in value.items()
-        }
+        if _is_plain(value.values()):
+            return dict.fromkeys(value, stamp)
+        return {key: stamp_tree(child, stamp) for key, child in value.items()}
     if type(value) is list:
         return [stamp_tree(child, stamp) for child in value]
     return stamp
@@ -231,6 +237,10 @@ def merge(state: Tree, metadata: Tree, patch: Mapping[str, Any], *, stamp: Stamp
     Null removes, objects merge, everything else replaces; each touched leaf gets `stamp`. An object that a null
     leaves empty goes too (open: the service may keep it as {}).
     """
+    if _is_plain(patch.values()):
+        state.update(patch)
+        metadata.update(dict.fromkeys(patch, stamp))
+        return
     for key, value in patch.items():
         if value is None:
             state.pop(key, None)
