@@ -28,8 +28,10 @@ from actors.bridge_actor import BridgeActor
 from actors.broker import MosquittoBroker, RedisServer
 from actors.errors import WorldError
 from actors.gateway_actor import GatewayActor
+from actors.journal import Journal
 from actors.pacer import Pacer
 from actors.pki import CertificateAuthority
+from actors.processes import loopback_addresses, require_port_free
 from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor
 from actors.ray_runtime import local_head
 from actors.registry import Registry
@@ -71,7 +73,8 @@ def run_platform(
             parts.callback(Endpoints.remove, settings.data_dir)
             progress("ready")
             asyncio.run(platform.watch())
-        except (StopRequested, KeyboardInterrupt):
+        except (StopRequested, KeyboardInterrupt, SystemExit):
+            # Ray puts a handler of its own in place while it starts, which exits.
             progress("stopping")
 
 
@@ -116,6 +119,7 @@ class _Platform:
         for secret in (directory.ray_token_file, directory.operator_token_file):
             read_or_create_secret(secret)
         CertificateAuthority.open_or_create(directory.pki)
+        self._require_ports_free()
         progress("starting Redis and mosquitto")
         self._start_processes()
         progress("starting Ray")
@@ -137,6 +141,13 @@ class _Platform:
             https_devices=UrlEndpoint(urls.https_devices),
         )
 
+    def _require_ports_free(self) -> None:
+        """Refuse ports in use before anything is started; the gateway, which takes them, starts last."""
+        settings = self._settings
+        for port, option in ((settings.api_port, "--api-port"), (settings.device_port, "--device-port")):
+            for host in loopback_addresses() if port else ():
+                require_port_free(host, port, option=option)
+
     def _start_processes(self) -> None:
         self._store, self._broker = RedisServer(self._settings), MosquittoBroker(self._settings)
         self._mqtts = MqttsEndpoint("127.0.0.1", self._broker.port)
@@ -144,6 +155,10 @@ class _Platform:
             self._parts.callback(process.stop)
             process.spawn()
         self._store.wait_until_ready()
+        # The shard actors check it, too; here a mistake is told before Ray has started.
+        journal = Journal(self._store.url)
+        journal.require_shard_count(self._settings.shard_count)
+        journal.close()
         self._broker.wait_until_ready()
 
     def _start_actors(self) -> GatewayUrls:

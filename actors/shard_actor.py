@@ -8,6 +8,7 @@ where it is on the path of devices, so that a call costs what its content costs.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,8 @@ class ShardHost:
             shards[number] = shard
             self._entries_since_snapshot[number] = count
         self._shards = shards
+        # What has been read back stays; the garbage collector need not go through it again and again.
+        gc.freeze()
 
     def describe(self) -> HostStatus:
         """Return what this host does at present; may run beside the other methods."""

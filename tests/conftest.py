@@ -6,10 +6,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-# First of all: it sets what Ray reads when it is imported.
-import actors  # noqa: F401
-
-# isort: split
 import hypothesis
 import pytest
 import ray

@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 import psutil
 
+from actors.pki import generate_key_and_csr
 from actors.processes import wait_until
 from actors.settings import DataDirectory, Endpoints
 
@@ -30,6 +31,7 @@ COMMAND_TIMEOUT_S: Final = 60.0
 # Whatever else is waited for takes milliseconds on a quiet machine.
 DEADLINE_S: Final = 30.0
 FREE_PORTS: Final = ("--mqtt-port", "0", "--device-port", "0", "--api-port", "0")
+TWINFLEET: Final = ("-m", "twinfleet")
 # Every process of a platform inherits this variable from the process that started it.
 _MARK: Final = "TWINFLEET_STARTED_FOR"
 
@@ -47,8 +49,27 @@ def environment_of(data_dir: Path, more: Mapping[str, str] | None = None) -> dic
     return own | {"HOME": str(home), _MARK: str(data_dir), "COLUMNS": "200"} | dict(more or {})
 
 
+def processes_of(data_dir: Path, *directories: Path) -> list[psutil.Process]:
+    """Return what runs for the platform on `data_dir`, whoever its parent is; it may also work in `directories`."""
+    return [process for process in psutil.process_iter() if _works_for(process, data_dir, *directories)]
+
+
+def _works_for(process: psutil.Process, *directories: Path) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.environ().get(_MARK) == str(directories[0]):
+            return True
+        # Ray's agents write their title over their environment; what they hold open tells whose they are.
+        texts = [*process.cmdline(), *(file.path for file in process.open_files())]
+        return any(f"{directory}/" in text for text in texts for directory in directories)
+    except psutil.Error:
+        # Gone meanwhile, or not ours to look into.
+        return False
+
+
 def run_twinfleet(
-    *arguments: str, data_dir: Path, program: Sequence[str] = ("-m", "twinfleet"), **more: str
+    *arguments: str, data_dir: Path, program: Sequence[str] = TWINFLEET, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Return what a command answered, typed in a shell of its own; `more` are environment variables."""
     return subprocess.run(
@@ -126,27 +147,13 @@ class RunningPlatform:
 
     def processes(self) -> list[psutil.Process]:
         """Return every process of this platform that runs, whoever its parent is by now."""
-        found = [process for process in psutil.process_iter() if self._owns(process)]
+        found = processes_of(self.data_dir, *([self._ray_directory] if self._ray_directory else []))
         for process in found:
             with contextlib.suppress(psutil.Error):
                 command = process.cmdline()
                 if any(word.endswith("ray_watcher.py") for word in command):
                     self._ray_directory = Path(command[-1])
         return found
-
-    def _owns(self, process: psutil.Process) -> bool:
-        own = [str(self.data_dir)] + ([str(self._ray_directory)] if self._ray_directory else [])
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            if process.environ().get(_MARK) == str(self.data_dir):
-                return True
-            # Ray's agents write their title over their environment; what they hold open tells whose they are.
-            paths = [file.path for file in process.open_files()]
-            return any(f"{directory}/" in text for text in (*process.cmdline(), *paths) for directory in own)
-        except psutil.Error:
-            # Gone meanwhile, or not ours to look into.
-            return False
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Return what a command answered that was told to talk to this platform."""
@@ -168,6 +175,16 @@ class RunningPlatform:
         token = Path(self.endpoints.operator_token_file).read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.endpoints.api.url, headers=headers, timeout=DEADLINE_S)
+
+    def enrol(self, name: str, directory: Path) -> None:
+        """Register a device and write its files as `twinfleet device create` does, which takes a second longer."""
+        pair = generate_key_and_csr(name)
+        with self.api() as api:
+            answer = api.post("/v1/things", json={"name": name, "model": "thermostat", "csr": pair.csr_pem})
+        assert answer.status_code == 201, answer.text
+        (directory / f"{name}.pem").write_text(answer.json()["certificate_pem"])
+        (directory / f"{name}.key").write_text(pair.private_key_pem)
+        (directory / "ca.pem").write_text(answer.json()["ca_pem"])
 
     def version_of(self, thing_name: str) -> int:
         """Return the version of a thing's shadow, 0 where it has none."""
