@@ -13,13 +13,17 @@ GATEWAY_NAME: Final = "gateway"
 
 
 class HostSettings(msgspec.Struct, frozen=True):
-    """Which shards a shard actor serves, and where their state is kept."""
+    """Which shards a shard actor serves, and where their state is kept.
+
+    `journal_bytes_max` is the length of one shard's journal at which a snapshot takes its place.
+    """
 
     index: int
     shards: tuple[int, ...]
     shard_count: int
     redis_url: str
     snapshot_dir: str
+    journal_bytes_max: int
     log_file: str
 
 

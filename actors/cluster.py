@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ from actors.settings import (
 from actors.shard_actor import ShardActor
 from actors.wall_clock import WallClock
 
+_LOG: Final = logging.getLogger(__name__)
 # A part that has died is noticed within a second, and so is a standing fleet that is due.
 _WATCH_EVERY_S: Final = 1.0
 # Time for a shard actor to write its shards down: a million twins are some 100 MB.
@@ -69,12 +71,12 @@ def run_platform(
         try:
             platform = _Platform(settings, parts)
             endpoints = platform.start(version, progress)
-            endpoints.write(settings.data_dir)
             parts.callback(Endpoints.remove, settings.data_dir)
+            endpoints.write(settings.data_dir)
             progress("ready")
             asyncio.run(platform.watch())
-        except (StopRequested, KeyboardInterrupt, SystemExit):
-            # Ray puts a handler of its own in place while it starts, which exits.
+            progress("stopping")
+        except (StopRequested, KeyboardInterrupt):
             progress("stopping")
 
 
@@ -91,13 +93,36 @@ def _signals() -> Iterator[None]:
 
 
 def _catch_signals() -> None:
-    def stop(_number: int, _frame: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        raise StopRequested
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+
+
+def _stop(_number: int, _frame: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise StopRequested
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let a first signal count at the end of the context only: Ray, broken off while it starts, aborts at its exit."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        # The handler of Ray's C++ part, which comes before this one, sets an alarm that aborts the process.
+        signal.alarm(0)
+        if received:
+            _stop(number, frame)
+        received.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        _catch_signals()
+    if received:
+        _stop(received[0], None)
 
 
 class _Platform:
@@ -123,9 +148,8 @@ class _Platform:
         progress("starting Redis and mosquitto")
         self._start_processes()
         progress("starting Ray")
-        ray_endpoint = self._parts.enter_context(local_head(directory.ray_token_file))
-        # Ray has put handlers of its own in place.
-        _catch_signals()
+        with _signals_held_back():
+            ray_endpoint = self._parts.enter_context(local_head(directory.ray_token_file))
         progress("starting shards, bridge and gateway")
         urls = self._start_actors()
         return Endpoints(
@@ -163,11 +187,12 @@ class _Platform:
 
     def _start_actors(self) -> GatewayUrls:
         count = self._settings.shard_actor_count
-        groups = {"control": 1, "lifetime": 1}
-        hosts = [
-            start_actor(ShardActor, actor_name(index), BRIDGE_NAME, concurrency_groups=groups)
-            for index in range(count)
-        ]
+        options: dict[str, Any] = {
+            "concurrency_groups": {"control": 1, "lifetime": 1},
+            # In Ray's ordered mode one lost call can hold up all that come after it, for good.
+            "allow_out_of_order_execution": True,
+        }
+        hosts = [start_actor(ShardActor, actor_name(index), BRIDGE_NAME, **options) for index in range(count)]
         bridge = start_actor(BridgeActor, BRIDGE_NAME)
         gateway = start_actor(GatewayActor, GATEWAY_NAME)
         for index, host in enumerate(hosts):
@@ -192,7 +217,9 @@ class _Platform:
             shards,
             shard_count,
             self._store.url,
-            str(self._directory.path / "snapshots"),
+            str(self._directory.snapshots),
+            # Two spans of every shard's journal then fill half of the store.
+            self._settings.store_memory_max_bytes // (4 * shard_count),
             self._log_file(f"shard-actor-{index}"),
         )
 
@@ -228,16 +255,29 @@ class _Platform:
 
     async def watch(self) -> None:
         """Keep standing fleets going until a signal comes; WorldError as soon as a part has died."""
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
         fleet = find_fleet(self._settings.shard_count, self._settings.shard_actor_count)
         registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
         pacer = Pacer(fleet, registry, WallClock())
         try:
-            while True:
-                await asyncio.sleep(_WATCH_EVERY_S)
+            while not stop.is_set():
                 self._require_alive()
-                await pacer.pace()
+                try:
+                    await pacer.pace()
+                except WorldError as error:
+                    if not error.retryable:
+                        raise
+                    _LOG.warning("standing fleets wait: %s", error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _WATCH_EVERY_S)
         finally:
             await registry.close()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+                # From now on everything is being stopped already.
+                signal.signal(number, signal.SIG_IGN)
 
     def _require_alive(self) -> None:
         dead = [
@@ -255,6 +295,11 @@ class _Platform:
 
 
 def _close(actor: Any) -> None:
-    """Let an actor finish; one that has died or hangs is left to Ray's own end."""
-    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+    """Let an actor finish; one that has died, hangs or fails over it is left to Ray's own end."""
+    try:
         ray.get(actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+    except ray.exceptions.RayActorError:
+        # Whoever watches has said so.
+        return
+    except ray.exceptions.RayError as error:
+        _LOG.warning("a part could not finish: %s", error)

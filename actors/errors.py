@@ -27,11 +27,17 @@ Facts stand in attributes, the text is made from them, and every text says what 
 
 from __future__ import annotations
 
+import copyreg
 from pathlib import Path
+from typing import Any
 
 
 class ActorsError(Exception):
-    """Base of every error that the world raises."""
+    """Base of every error that the world raises; it survives pickling, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make an equal error: its text and its facts, without the constructor that made the text."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in typeshed
 
 
 class WorldError(ActorsError):
@@ -47,7 +53,14 @@ class BrokerError(WorldError):
 
 
 class StoreError(WorldError):
-    """Redis does not start, does not answer, or would not keep what it acknowledges."""
+    """Redis does not start, does not answer, or would not keep what it acknowledges.
+
+    `is_full` says that it refused because its memory is full: reads are answered, and what frees memory may help.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, is_full: bool = False) -> None:
+        super().__init__(message, retryable=retryable)
+        self.is_full = is_full
 
 
 class ShardUnavailable(WorldError):

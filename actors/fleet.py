@@ -208,6 +208,9 @@ class LocalFleet:
 
     async def create_group(self, group: Group) -> None:
         """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""
+        # First all are asked, so that none has made its part when another one refuses.
+        for shard in self._shards:
+            shard.check_group(group)
         for shard in self._shards:
             shard.create_group(group)
         self._groups[group.name] = group

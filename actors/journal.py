@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from actors.errors import ShardFenced, StoreError
+from actors.store_errors import store_error
 from twins.messages import Batch, GroupOrder, TickOrder
 
 # Entries read in one round trip when a shard is opened: a few megabytes.
@@ -23,6 +24,7 @@ _PAGE_LENGTH: Final = 500
 # An append waits for one write to disk; a disk that takes longer than this does not work.
 _ANSWER_TIMEOUT_S: Final = 10.0
 _FIELD: Final = b"r"
+_STALE_ID: Final = "equal or smaller"
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True, tag="apply"):
@@ -78,7 +80,7 @@ class Journal:
             self._client.setnx(f"{self._prefix}shards", shard_count)
             stored = int(self._client.get(f"{self._prefix}shards"))  # type: ignore[arg-type]
         except redis.RedisError as error:
-            raise _store_error(error) from error
+            raise store_error(error, "the number of shards") from error
         if stored != shard_count:
             raise StoreError(
                 f"this data has {stored} shards, {shard_count} were asked for; the number can't be changed: "
@@ -87,22 +89,28 @@ class Journal:
 
     def open(self, shard: int) -> int:
         """Return the new epoch of a shard, whose former holder can append nothing from now on."""
+        epoch = self.last_position(shard)[0] + 1
         try:
-            epoch = self._last_position(shard)[0] + 1
             self._client.xadd(self._key(shard), {_FIELD: b""}, id=f"{epoch}-0")
-        except redis.ResponseError as error:
-            raise ShardFenced(shard, epoch) from error
         except redis.RedisError as error:
-            raise _store_error(error) from error
+            raise self._refusal(shard, error) from error
         self._positions[shard] = (epoch, 0)
         return epoch
 
-    def _last_position(self, shard: int) -> tuple[int, int]:
-        if not self._client.exists(self._key(shard)):
-            return 0, 0
-        details: Any = self._client.xinfo_stream(self._key(shard))
-        epoch, sequence = details["last-generated-id"].decode().split("-")
-        return int(epoch), int(sequence)
+    def _refusal(self, shard: int, error: redis.RedisError) -> StoreError | ShardFenced:
+        if _STALE_ID in str(error):
+            return ShardFenced(shard, self._positions.get(shard, (0, 0))[0])
+        return store_error(error, f"the journal of shard {shard}")
+
+    def last_position(self, shard: int) -> tuple[int, int]:
+        """Return epoch and sequence of the last entry that the shard's journal has ever had; (0, 0) if none."""
+        try:
+            if not self._client.exists(self._key(shard)):
+                return 0, 0
+            details: Any = self._client.xinfo_stream(self._key(shard))
+        except redis.RedisError as error:
+            raise self._refusal(shard, error) from error
+        return parse_position(details["last-generated-id"].decode())
 
     def read(self, shard: int, *, after: str = "0-0") -> Iterator[tuple[str, Record]]:
         """Yield the entries of a shard's journal after an id, oldest first, each with its id."""
@@ -111,7 +119,7 @@ class Journal:
             try:
                 page: Any = self._client.xrange(self._key(shard), min=start, count=_PAGE_LENGTH)
             except redis.RedisError as error:
-                raise _store_error(error) from error
+                raise self._refusal(shard, error) from error
             for entry_id, fields in page:
                 if fields[_FIELD]:
                     yield entry_id.decode(), _decode(fields[_FIELD])
@@ -119,26 +127,28 @@ class Journal:
                 return
             start = f"({page[-1][0].decode()}"
 
-    def append(self, records: Sequence[tuple[int, Record]]) -> None:
-        """Append records to the journals of their shards; when this returns, all are on disk.
+    def append(self, records: Sequence[tuple[int, Record]]) -> list[int]:
+        """Append records to the journals of their shards and return their sizes in bytes; all are on disk then.
 
         ShardFenced if another process has opened one of the shards since. After StoreError it is unknown which were
-        kept; the positions have moved past them, so the same records may be appended again.
+        kept: open the shards again and read what stands after the last record that is known to have been kept.
         """
         pipeline = self._client.pipeline(transaction=False)
+        sizes: list[int] = []
         for shard, record in records:
             epoch, sequence = self._positions[shard]
             self._positions[shard] = epoch, sequence + 1
-            pipeline.xadd(self._key(shard), {_FIELD: _encode(record)}, id=f"{epoch}-{sequence + 1}")
+            encoded = _encode(record)
+            sizes.append(len(encoded))
+            pipeline.xadd(self._key(shard), {_FIELD: encoded}, id=f"{epoch}-{sequence + 1}")
         try:
             results = pipeline.execute(raise_on_error=False)
         except redis.RedisError as error:
-            raise _store_error(error) from error
+            raise self._refusal(records[0][0], error) from error
         for (shard, _), result in zip(records, results, strict=True):
-            if isinstance(result, redis.ResponseError) and "equal or smaller" in str(result):
-                raise ShardFenced(shard, self._positions[shard][0]) from result
             if isinstance(result, redis.RedisError):
-                raise _store_error(result) from result
+                raise self._refusal(shard, result) from result
+        return sizes
 
     def position(self, shard: int) -> str:
         """Return the id of the last entry of a shard that this process has opened."""
@@ -147,17 +157,18 @@ class Journal:
 
     def trim(self, shard: int, *, through: str) -> None:
         """Drop the entries up to and including an id: a snapshot that is safely on disk stands for them."""
-        epoch, sequence = through.split("-")
+        epoch, sequence = parse_position(through)
         try:
-            self._client.xtrim(self._key(shard), minid=f"{epoch}-{int(sequence) + 1}", approximate=False)
+            self._client.xtrim(self._key(shard), minid=f"{epoch}-{sequence + 1}", approximate=False)
         except redis.RedisError as error:
-            raise _store_error(error) from error
+            raise self._refusal(shard, error) from error
 
     def close(self) -> None:
         """Let go of the connection to Redis."""
         self._client.close()
 
 
-def _store_error(error: redis.RedisError) -> StoreError:
-    retryable = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return StoreError(f"Redis does not keep the journal: {error}; see its log", retryable=retryable)
+def parse_position(text: str) -> tuple[int, int]:
+    """Return epoch and sequence of an entry id."""
+    epoch, sequence = text.split("-")
+    return int(epoch), int(sequence)

@@ -24,7 +24,10 @@ class Pacer:
         self._last_ticks: dict[str, int] = {}
 
     async def pace(self) -> None:
-        """Run the ticks that have become due since the last call; to be called about once a second."""
+        """Run the ticks that have become due since the last call; to be called about once a second.
+
+        After an error the same ticks come again with the next call: those that have been run are not run again.
+        """
         now_s = self._clock.now_s()
         orders = []
         for record in await self._registry.fleets():
@@ -35,10 +38,10 @@ class Pacer:
             first = max(self._last_ticks.get(group.name, tick - 1) + 1, tick - _CATCH_UP_TICKS)
             if first <= tick:
                 orders.append(TickOrder(group.name, first, tick - first + 1))
-                self._last_ticks[group.name] = tick
         for order in orders:
             try:
                 await self._fleet.tick([order])
+                self._last_ticks[order.group] = order.first_tick + order.tick_count - 1
             except ModelError:
                 # The fleet was deleted after it was listed.
                 self._last_ticks.pop(order.group, None)

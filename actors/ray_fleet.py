@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.actor_settings import GATEWAY_NAME
-from actors.errors import ShardUnavailable
+from actors.errors import ShardUnavailable, WorldError
 from actors.fleet import JsonObject
 from actors.ray_runtime import join
 from actors.settings import Endpoints
@@ -60,7 +60,10 @@ def start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -
 
 
 def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:
-    """Open actors, all at once, each with its settings; return what they answer, or raise what one could not do."""
+    """Open actors, all at once, each with its settings; return what they answer, or raise what one could not do.
+
+    WorldError if one dies over it.
+    """
     references = [
         actor.open.remote(msgspec.msgpack.encode(own)) for actor, own in zip(actors, settings, strict=True)
     ]
@@ -68,6 +71,8 @@ def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:
         return list(ray.get(references))
     except RayTaskError as error:
         raise error.cause from None
+    except RayActorError as error:
+        raise WorldError(f"a part died while it was started; see the logs: {error}") from error
 
 
 class _Answer(Awaitable[Any]):
@@ -182,7 +187,10 @@ class RayFleet:
 
     async def create_group(self, group: Group) -> None:
         """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""
-        await self._ask_all("create_group", encode(GroupOrder.of(group)))
+        order = encode(GroupOrder.of(group))
+        # First all are asked, so that none has made its part when another one refuses.
+        await self._ask_all("check_group", order)
+        await self._ask_all("create_group", order)
 
     async def delete_group(self, name: str) -> None:
         """Remove a simulated group with all its twins; removing one that is not there changes nothing."""

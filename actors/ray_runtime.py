@@ -50,6 +50,8 @@ def _tell_ray(token_file: Path) -> None:
     # Ray has read the first two when it was imported. With the old values a driver would look for the platform at the
     # host's address, and hang.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    # Its handlers of SIGTERM would end this process wherever it stands; who starts Ray has its own.
+    ray._private.utils.set_sigterm_handler = lambda _handler: None
     ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # not in its stubs
 
 

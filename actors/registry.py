@@ -19,13 +19,7 @@ import msgspec
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import RedisError
 
 from actors.errors import (
     DescriptionError,
@@ -36,6 +30,7 @@ from actors.errors import (
     ThingNotFound,
 )
 from actors.pki import IssuedCertificate
+from actors.store_errors import store_error
 from twins.clock import Clock
 from twins.errors import InvariantError
 from twins.messages import GroupOrder
@@ -55,9 +50,6 @@ _ATTRIBUTE_VALUE: Final = re.compile(r"[a-zA-Z0-9_.,@/:#=\[\]-]{0,800}")
 FLEET_NAME_LENGTH_MAX: Final = 117
 # Names that Redis hands over at once while a whole index is walked.
 _WALK_PAGE: Final = 1000
-# How Redis begins when it refuses for a while, beside the refusals for which the client has a class of their own:
-# the disk is full, a script takes too long.
-_PASSING_REFUSALS: Final = ("MISCONF", "BUSY")
 _STALE_ENTRY: Final = "equal or smaller than the target stream top item"
 
 # KEYS[1]: the stream. ARGV: entry id; the entry's fields and values; pairs of key and the content it must
@@ -451,17 +443,8 @@ async def _awaited(answer: Any) -> Any:
 def _store_errors() -> Iterator[None]:
     try:
         yield
-    except AuthenticationError as error:
-        raise StoreError(f"Redis refuses the registry's password ({error}); restart the platform") from error
-    except ResponseError as error:
-        text = str(error)
-        if _STALE_ENTRY in text:
-            raise StoreError(
-                "another process has opened the registry for writing since; restart the platform"
-            ) from error
-        is_passing = isinstance(error, (OutOfMemoryError, ReadOnlyError)) or text.startswith(
-            _PASSING_REFUSALS
-        )
-        raise StoreError(f"Redis refuses: {text}", retryable=is_passing) from error
     except RedisError as error:
-        raise StoreError(f"Redis does not answer: {error}; try again", retryable=True) from error
+        if _STALE_ENTRY in str(error):
+            problem = "another process has opened the registry for writing since; restart the platform"
+            raise StoreError(problem) from error
+        raise store_error(error, "the registry") from error

@@ -254,6 +254,7 @@ class DataDirectory:
         self.mosquitto: Final = self.path / "mosquitto"
         self.logs: Final = self.path / "logs"
         self.reports: Final = self.path / "reports"
+        self.snapshots: Final = self.path / "snapshots"
         self.tools: Final = self.path / "tools"
 
     def prepare(self) -> None:

@@ -7,9 +7,9 @@ where it is on the path of devices, so that a call costs what its content costs.
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings
 from actors.errors import StoreError
@@ -29,11 +30,10 @@ from actors.fleet import (
     telemetry_request,
     update_desired_request,
 )
-from actors.journal import Applied, GroupCreated, GroupDeleted, Journal, Record, Ticked
+from actors.journal import Applied, GroupCreated, GroupDeleted, Ticked
 from actors.logs import log_to
-from actors.snapshots import SnapshotStore
+from actors.shard_keeper import ShardKeeper
 from actors.wall_clock import WallClock
-from twins.errors import InvariantError, ModelError
 from twins.messages import (
     READ_ONLY,
     Batch,
@@ -46,12 +46,9 @@ from twins.messages import (
     TickSummary,
     encode,
 )
-from twins.shard import Shard
 from twins.sharding import shard_of
 
-# A snapshot is taken after so many journal entries of a shard: replaying them takes about a second.
-SNAPSHOT_EVERY_ENTRIES: Final = 20_000
-
+_LOG: Final = logging.getLogger(__name__)
 decode_submission: Final = msgspec.msgpack.Decoder(list[tuple[int, Batch]]).decode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode
 decode_orders: Final = msgspec.msgpack.Decoder(list[TickOrder]).decode
@@ -59,91 +56,65 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class HostStatus(msgspec.Struct, frozen=True):
-    """What a host does at present."""
+    """What a host does at present; `queue_length` counts announcements that wait for the bridge."""
 
     pid: int
     shards: tuple[int, ...]
     twin_count: int
+    queue_length: int
     request_count: int
     refused_telemetry_count: int
     tick_count: int
     journal_entry_count: int
+    dropped_announcement_count: int
 
 
 class ShardHost:
-    """Some shards with their journal. `announce` takes the messages of requests that no bridge has brought."""
+    """Serves the shards of one process. `announce` takes the messages of requests that no bridge has brought."""
 
     def __init__(self, announce: Callable[[Sequence[Publish]], None]) -> None:
         self._announce = announce
         self._clock = WallClock()
-        self._shards: dict[int, Shard] = {}
-        self._entries_since_snapshot: dict[int, int] = {}
-        self._request_count = self._tick_count = self._entry_count = 0
+        self._keeper: ShardKeeper | None = None
+        self._request_count = self._tick_count = 0
 
     def open(self, encoded: bytes) -> None:
         """Take over the shards that the settings name: fence their former host, then read their past."""
         settings = msgspec.msgpack.decode(encoded, type=HostSettings)
         log_to(Path(settings.log_file))
-        self._settings = settings
-        self._journal = Journal(settings.redis_url)
-        self._journal.require_shard_count(settings.shard_count)
-        self._snapshots = SnapshotStore(Path(settings.snapshot_dir))
-        shards: dict[int, Shard] = {}
-        for number in settings.shards:
-            self._journal.open(number)
-            shard, position = self._snapshots.newest(number) or (Shard(number, settings.shard_count), "0-0")
-            count = 0
-            for _, record in self._journal.read(number, after=position):
-                _replay(shard, record)
-                count += 1
-            shards[number] = shard
-            self._entries_since_snapshot[number] = count
-        self._shards = shards
-        # What has been read back stays; the garbage collector need not go through it again and again.
-        gc.freeze()
+        self._shard_count = settings.shard_count
+        if self._keeper is not None:
+            self._keeper.close()
+        keeper = ShardKeeper(settings)
+        keeper.open()
+        self._keeper = keeper
 
-    def describe(self) -> HostStatus:
-        """Return what this host does at present; may run beside the other methods."""
-        shards = list(self._shards.values())
-        return HostStatus(
-            os.getpid(),
-            tuple(self._shards),
-            sum(shard.twin_count() for shard in shards),
-            self._request_count,
-            sum(shard.refused_telemetry_count for shard in shards),
-            self._tick_count,
-            self._entry_count,
-        )
+    def _settled(self) -> ShardKeeper:
+        """Return the keeper with nothing in doubt; every call begins with it."""
+        if self._keeper is None:
+            raise StoreError("this process has not opened its shards yet", retryable=True)
+        late = self._keeper.settle()
+        if late:
+            self._announce(late)
+        return self._keeper
 
     # The path of devices
 
     def submit(self, encoded: bytes) -> bytes:
         """Apply (shard, batch) pairs and return their one outcome; a repeated batch is answered from memory."""
+        keeper = self._settled()
         pairs = decode_submission(encoded)
         now_s = self._clock.now_s()
-        self._append([(number, Applied(now_s, batch)) for number, batch in pairs if _leaves_a_trace(batch)])
+        keeper.keep([(number, Applied(now_s, batch)) for number, batch in pairs if _leaves_a_trace(batch)])
         outcome = Outcome([], [])
         for number, batch in pairs:
-            part = self._shard(number).apply(batch, now_s)
+            with keeper.timed(number) as shard:
+                part = shard.apply(batch, now_s)
             outcome.publishes.extend(part.publishes)
             outcome.replies.extend(part.replies)
             self._request_count += len(batch.requests)
-        self._snapshot_where_due()
+        keeper.snapshot_where_due()
         return encode(outcome)
-
-    def _append(self, records: Sequence[tuple[int, Record]]) -> None:
-        if not records:
-            return
-        self._journal.append(records)
-        self._entry_count += len(records)
-        for number, _ in records:
-            self._entries_since_snapshot[number] += 1
-
-    def _shard(self, number: int) -> Shard:
-        try:
-            return self._shards[number]
-        except KeyError:
-            raise StoreError(f"shard {number} is not open here", retryable=True) from None
 
     # Handles and operators
 
@@ -152,17 +123,18 @@ class ShardHost:
         return encode(self._ask(decode_request(encoded)))
 
     def _ask(self, request: Request) -> Reply:
-        request = msgspec.structs.replace(request, is_direct=True)
-        batch = Batch("", 0, [request])
-        number = shard_of(request.thing_name, self._settings.shard_count)
-        shard = self._shard(number)
+        keeper = self._settled()
+        batch = Batch("", 0, [msgspec.structs.replace(request, is_direct=True)])
+        number = shard_of(request.thing_name, self._shard_count)
         now_s = self._clock.now_s()
-        if request.operation not in READ_ONLY:
-            self._append([(number, Applied(now_s, batch))])
-        outcome = shard.apply(batch, now_s)
+        if _leaves_a_trace(batch):
+            keeper.keep([(number, Applied(now_s, batch))])
+        with keeper.timed(number) as shard:
+            outcome = shard.apply(batch, now_s)
         self._request_count += 1
         if outcome.publishes:
             self._announce(outcome.publishes)
+        keeper.snapshot_where_due()
         return outcome.replies[0]
 
     def shadow(self, thing_name: str, shadow_name: str = "") -> JsonObject:
@@ -182,144 +154,146 @@ class ShardHost:
 
     # Simulated fleets
 
+    def check_group(self, encoded: bytes) -> None:
+        """Raise ModelError if this host could not create its part of a simulated group."""
+        group = decode_group_order(encoded).group()
+        for shard in self._settled().shards.values():
+            shard.check_group(group)
+
     def create_group(self, encoded: bytes) -> None:
         """Create this host's part of a simulated group; ModelError if it can't be."""
+        self.check_group(encoded)
+        keeper = self._settled()
         order = decode_group_order(encoded)
-        group = order.group()
-        self._append([(number, GroupCreated(order)) for number in self._shards])
-        for shard in self._shards.values():
-            shard.create_group(group)
+        keeper.keep([(number, GroupCreated(order)) for number in keeper.shards])
+        for number in keeper.shards:
+            with keeper.timed(number) as shard:
+                shard.create_group(order.group())
 
     def group_names(self) -> list[str]:
         """Return the names of the simulated groups."""
-        return sorted({name for shard in self._shards.values() for name in shard.fleets})
+        return sorted({name for shard in self._settled().shards.values() for name in shard.fleets})
 
     def delete_group(self, name: str) -> None:
         """Remove this host's part of a simulated group."""
-        self._append([(number, GroupDeleted(name)) for number in self._shards])
-        for shard in self._shards.values():
-            shard.delete_group(name)
+        keeper = self._settled()
+        keeper.keep([(number, GroupDeleted(name)) for number in keeper.shards])
+        for number in keeper.shards:
+            with keeper.timed(number) as shard:
+                shard.delete_group(name)
 
     def tick(self, encoded: bytes) -> bytes:
         """Run tick orders, one after the other, on all shards; return one summary for each order."""
+        keeper = self._settled()
         summaries = []
         for order in decode_orders(encoded):
-            # Only shards that hold devices of the group keep the marker: the others have nothing to compute again.
-            holders = [
-                (number, shard)
-                for number, shard in self._shards.items()
-                if order.group not in shard.fleets or shard.fleets[order.group].table.count
-            ]
+            # Shards without devices of the group have nothing to compute again, and need no marker.
+            holders = [number for number, shard in keeper.shards.items() if shard.has_work(order)]
+            keeper.keep([(number, Ticked(order)) for number in holders])
             total = TickSummary()
-            for number, shard in holders:
-                if order.group not in shard.fleets:
-                    raise ModelError(f"there is no group {order.group!r} in shard {number}")
-            self._append([(number, Ticked(order)) for number, _ in holders])
-            for _, shard in holders:
-                total += shard.tick(order)
+            for number in holders:
+                with keeper.timed(number) as shard:
+                    total += shard.tick(order)
             self._tick_count += order.tick_count
             summaries.append(total)
-        self._snapshot_where_due()
+        keeper.snapshot_where_due()
         return encode(summaries)
 
     # Questions
 
     def twins_table(self, columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of this host's twins."""
-        return arrow_table(part for shard in self._shards.values() for part in shard.select(columns))
+        return arrow_table(
+            part for shard in self._settled().shards.values() for part in shard.select(columns)
+        )
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that this host holds."""
-        return [leaf for shard in self._shards.values() for leaf in shard.digest_leaves()]
-
-    # Keeping
-
-    def _snapshot_where_due(self) -> None:
-        for number, count in self._entries_since_snapshot.items():
-            if count >= SNAPSHOT_EVERY_ENTRIES:
-                self._snapshot(number)
-
-    def _snapshot(self, number: int) -> None:
-        """Write a shard down and drop the part of its journal that the snapshot before this one covers."""
-        self._snapshots.write(self._shards[number], self._journal.position(number))
-        self._entries_since_snapshot[number] = 0
-        older = self._snapshots.second_newest_position(number)
-        if older is not None:
-            self._journal.trim(number, through=older)
+        return [leaf for shard in self._settled().shards.values() for leaf in shard.digest_leaves()]
 
     def close(self) -> None:
         """Write all shards down, so that the next start is quick, and let go of the journal."""
-        for number, count in self._entries_since_snapshot.items():
-            if count:
-                self._snapshot(number)
-        if self._shards:
-            self._journal.close()
-        self._shards = {}
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
 
 
 def _leaves_a_trace(batch: Batch) -> bool:
     return any(request.operation not in READ_ONLY for request in batch.requests)
 
 
-def _replay(shard: Shard, record: Record) -> None:
-    """Apply one journalled input, in place: whatever it brought about was shown when it came in first.
-
-    What was refused then is refused again, and changes nothing.
-    """
-    with contextlib.suppress(ModelError):
-        _apply(shard, record)
-
-
-def _apply(shard: Shard, record: Record) -> None:
-    if isinstance(record, Applied):
-        shard.apply(record.batch, record.now_s)
-    elif isinstance(record, GroupCreated):
-        shard.create_group(record.order.group())
-    elif isinstance(record, GroupDeleted):
-        shard.delete_group(record.name)
-    elif isinstance(record, Ticked):
-        shard.tick(record.order)
-    else:
-        raise InvariantError(f"the journal holds {record!r}")
-
-
 class BridgeOutlet:
-    """Sends messages through the platform's bridge, from whichever process; a bounded number are under way."""
+    """Sends messages through the platform's bridge in their order, from whichever process, without making it wait.
 
-    # Each is one call; beyond it the caller waits, so that a slow bridge holds operators back, not memory.
-    _UNDER_WAY_MAX: Final = 64
-    # A bridge that takes nothing for so long is stuck; what waits for it is given up.
-    _TIMEOUT_S: Final = 5.0
+    A thread hands over what has gathered, one call at a time. When too much waits, the newest are dropped and
+    counted: a device that missed its delta gets it with its next `get`.
+    """
+
+    # A few megabytes; while the bridge takes nothing, operators and handles are the only ones to fill it.
+    _WAITING_MAX: Final = 10_000
+    # A Ray call above 100 KB takes a slower way; documents have some kilobytes each.
+    _CALL_LENGTH: Final = 20
+    # A bridge that is away for longer is about to be replaced.
+    _TIMEOUT_S: Final = 30.0
 
     def __init__(self, bridge_name: str) -> None:
         self._name = bridge_name
-        self._bridge: Any = None
-        self._under_way: list[Any] = []
+        self._waiting: queue.Queue[Publish] = queue.Queue(self._WAITING_MAX)
+        self._thread: threading.Thread | None = None
+        self.dropped_count = 0
+
+    @property
+    def waiting_count(self) -> int:
+        """Return how many messages wait."""
+        return self._waiting.qsize()
 
     def __call__(self, messages: Sequence[Publish]) -> None:
-        """Hand messages to the bridge; while there is none they are lost, as for a device that is offline."""
-        if self._bridge is None:
+        """Take messages; they are lost if this process dies, as a device that is offline loses them."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hand_over, name="bridge outlet", daemon=True)
+            self._thread.start()
+        for message in messages:
             try:
-                self._bridge = ray.get_actor(self._name)
-            except ValueError:
-                return
-        self._under_way.append(self._bridge.publish.remote(encode(list(messages))))
-        if len(self._under_way) >= self._UNDER_WAY_MAX:
-            half = self._UNDER_WAY_MAX // 2
-            _, self._under_way = ray.wait(self._under_way, num_returns=half, timeout=self._TIMEOUT_S)
-            self._under_way = self._under_way[-half:]
+                self._waiting.put_nowait(message)
+            except queue.Full:
+                self.dropped_count += 1
+
+    def _hand_over(self) -> None:
+        while True:
+            messages = [self._waiting.get()]
+            while len(messages) < self._CALL_LENGTH and not self._waiting.empty():
+                messages.append(self._waiting.get())
+            try:
+                bridge: Any = ray.get_actor(self._name)
+                ray.get(bridge.publish.remote(encode(messages)), timeout=self._TIMEOUT_S)
+            except (ValueError, RayError) as error:
+                self.dropped_count += len(messages)
+                _LOG.warning("%d messages found no bridge: %s", len(messages), error)
 
 
 class ShardActor(ShardHost):
     """`ShardHost` as a Ray actor: its constructor can't fail; `open` may be repeated."""
 
     def __init__(self, bridge_name: str) -> None:
-        super().__init__(BridgeOutlet(bridge_name))
+        self._outlet = BridgeOutlet(bridge_name)
+        super().__init__(self._outlet)
 
     @ray.method(concurrency_group="control")
     def status(self) -> HostStatus:
         """Return what this host does at present, also while it is busy."""
-        return self.describe()
+        keeper = self._keeper
+        shards = [] if keeper is None else list(keeper.shards.values())
+        return HostStatus(
+            os.getpid(),
+            tuple(shard.number for shard in shards),
+            sum(shard.twin_count() for shard in shards),
+            self._outlet.waiting_count,
+            self._request_count,
+            sum(shard.refused_telemetry_count for shard in shards),
+            self._tick_count,
+            0 if keeper is None else keeper.entry_count,
+            self._outlet.dropped_count,
+        )
 
     @ray.method(concurrency_group="lifetime")
     def lifetime(self) -> None:

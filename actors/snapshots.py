@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from actors.journal import parse_position
 from actors.settings import write_atomically
 from twins.errors import SnapshotError
 from twins.shard import Shard
@@ -26,11 +27,8 @@ class SnapshotStore:
 
     def _files(self, shard: int) -> list[tuple[tuple[int, int], Path]]:
         """Return the shard's snapshots by position, newest first."""
-        found = []
-        for path in self._directory.glob(f"shard-{shard}.*.snapshot"):
-            epoch, sequence = path.name.split(".")[1].split("-")
-            found.append(((int(epoch), int(sequence)), path))
-        return sorted(found, reverse=True)
+        paths = self._directory.glob(f"shard-{shard}.*.snapshot")
+        return sorted(((parse_position(path.name.split(".")[1]), path) for path in paths), reverse=True)
 
     def newest(self, shard: int) -> tuple[Shard, str] | None:
         """Return the newest snapshot that can be read, with its journal position; None where there is none.
@@ -54,8 +52,11 @@ class SnapshotStore:
         epoch, sequence = files[1][0]
         return f"{epoch}-{sequence}"
 
-    def write(self, shard: Shard, position: str) -> None:
-        """Write a snapshot that stands for the journal up to `position`; older ones than the last two go."""
+    def write(self, shard: Shard, position: str, *, is_only: bool = False) -> None:
+        """Write a snapshot that stands for the journal up to `position`; older ones than the last two go.
+
+        With `is_only` all older ones go: the journal between them and this one is about to be dropped.
+        """
         write_atomically(self._directory / f"shard-{shard.number}.{position}.snapshot", dump_shard(shard))
-        for _, path in self._files(shard.number)[_KEPT_COUNT:]:
+        for _, path in self._files(shard.number)[1 if is_only else _KEPT_COUNT :]:
             path.unlink(missing_ok=True)

@@ -44,8 +44,8 @@ from twins.window import WINDOW_S, ThingTelemetry
 
 # Shadows of real things kept unpacked, so that a busy device is not taken apart and put together at every message.
 _UNPACKED_MAX: Final = 4096
-# Sources of batches whose last outcome is remembered: every bridge of a platform, and their last incarnations.
-_SOURCES_MAX: Final = 64
+# Sources of batches whose last outcome is remembered: a bridge, its last incarnation, and some to spare.
+_SOURCES_MAX: Final = 4
 _SHADOW_VERB: Final = {
     Operation.SHADOW_GET: "get",
     Operation.SHADOW_UPDATE: "update",
@@ -189,6 +189,8 @@ class Shard:
             raise InvalidRequest(str(error)) from None
         thing_name = request.thing_name
         present = self.model_of.get(thing_name)
+        if present is None and self._simulated(thing_name) is not None:
+            raise InvalidRequest(f"{thing_name} is a simulated device")
         if present is not None and present != model.name:
             self._write_row(thing_name)
             document = self.tables[present].load(self.tables[present].row_of[thing_name])
@@ -279,8 +281,8 @@ class Shard:
 
     # Simulated fleets
 
-    def create_group(self, group: Group) -> None:
-        """Create this shard's part of a simulated group; ModelError if another group has its name or its names."""
+    def check_group(self, group: Group) -> None:
+        """Raise ModelError if this shard could not create its part of a simulated group."""
         present = self.fleets.get(group.name)
         if present is not None:
             if present.group != group:
@@ -292,7 +294,28 @@ class Shard:
                     f"devices of {group.name!r} would be named like those of group {other.group.name!r}; "
                     f"give it another thing_name than {group.thing_name!r}"
                 )
-        self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
+        for thing_name in self.model_of:
+            index = group.pattern.index(thing_name)
+            if index is not None and index < group.count:
+                raise ModelError(
+                    f"group {group.name!r} would have a device {thing_name!r}, which has a twin already"
+                )
+
+    def create_group(self, group: Group) -> None:
+        """Create this shard's part of a simulated group; ModelError if another group or thing has its names."""
+        self.check_group(group)
+        if group.name not in self.fleets:
+            self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
+
+    def has_work(self, order: TickOrder) -> bool:
+        """Tell whether a tick order concerns this shard; ModelError if there is no such group."""
+        return self._fleet(order.group).table.count > 0
+
+    def _fleet(self, name: str) -> SimulatedFleet:
+        fleet = self.fleets.get(name)
+        if fleet is None:
+            raise ModelError(f"there is no group {name!r}; groups: {', '.join(self.fleets) or 'none'}")
+        return fleet
 
     def delete_group(self, name: str) -> None:
         """Remove this shard's part of a simulated group, if it is there."""
@@ -300,10 +323,7 @@ class Shard:
 
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
-        fleet = self.fleets.get(order.group)
-        if fleet is None:
-            raise ModelError(f"there is no group {order.group!r}; groups: {', '.join(self.fleets) or 'none'}")
-        return fleet.run(order, self._scratch)
+        return self._fleet(order.group).run(order, self._scratch)
 
     # Questions
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from actors.settings import DataDirectory, PlatformSettings, read_or_create_secr
 from actors.shard_actor import ShardActor
 
 SHARD_COUNT = 8
+# Small enough for a snapshot to be taken in a test now and then.
+_JOURNAL_BYTES_MAX = 1 << 20
 # As in a platform: one for health, one whose only call never returns.
 _GROUPS = {"control": 1, "lifetime": 1}
 
@@ -40,18 +41,12 @@ def running_store(data_dir: Path) -> Iterator[RedisServer]:
 
 @contextlib.contextmanager
 def running_ray(data_dir: Path) -> Iterator[None]:
-    """Make this process the driver of a Ray head of its own, and leave its signals as they were."""
+    """Make this process the driver of a Ray head of its own."""
     directory = DataDirectory(data_dir)
     directory.prepare()
     read_or_create_secret(directory.ray_token_file)
-    # Ray replaces it, and would end the whole test run by it.
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with local_head(directory.ray_token_file):
-            signal.signal(signal.SIGTERM, before)
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with local_head(directory.ray_token_file):
+        yield
 
 
 @contextlib.contextmanager
@@ -72,6 +67,7 @@ def ray_fleet(data_dir: Path, actor_count: int) -> Iterator[RayFleet]:
                 SHARD_COUNT,
                 store.url,
                 str(data_dir / "snapshots"),
+                _JOURNAL_BYTES_MAX,
                 str(data_dir / "logs" / f"shard-actor-{index}.log"),
             )
             for index in range(actor_count)

@@ -67,7 +67,8 @@ async def test_a_handle_works_inside_a_remote_task_and_an_actor(two_actors: RayF
             return [document["state"]["desired"]["level"] for document in documents]
 
     assert ray.get(raise_level.remote(twin), timeout=DEADLINE_S) == (f"{prefix}-lamp", 2)
-    watcher: Any = Watcher.remote([twin, twin])
+    watcher_class: Any = Watcher
+    watcher = watcher_class.remote([twin, twin])
     assert ray.get(watcher.levels.remote(), timeout=DEADLINE_S) == [4, 4]
     ray.kill(watcher)
 

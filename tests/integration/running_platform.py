@@ -60,8 +60,10 @@ def _works_for(process: psutil.Process, *directories: Path) -> bool:
             return False
         if process.environ().get(_MARK) == str(directories[0]):
             return True
-        # Ray's agents write their title over their environment; what they hold open tells whose they are.
-        texts = [*process.cmdline(), *(file.path for file in process.open_files())]
+        command = process.cmdline()
+        # The kernel's own have no command. Ray's agents write their title over their environment, and even over
+        # their arguments; what they hold open tells whose they are.
+        texts = command + [file.path for file in process.open_files()] if command else []
         return any(f"{directory}/" in text for text in texts for directory in directories)
     except psutil.Error:
         # Gone meanwhile, or not ours to look into.
@@ -155,6 +157,15 @@ class RunningPlatform:
                     self._ray_directory = Path(command[-1])
         return found
 
+    def child_names(self) -> set[str]:
+        """Return the names of the supervisor's children and of theirs; cheap enough to be asked all the time."""
+        names = set()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    names.add(child.name())
+        return names
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Return what a command answered that was told to talk to this platform."""
         return run_twinfleet(*arguments, data_dir=self.data_dir)
@@ -174,7 +185,10 @@ class RunningPlatform:
         """Return a client of the operators' API; the caller closes it."""
         token = Path(self.endpoints.operator_token_file).read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=self.endpoints.api.url, headers=headers, timeout=DEADLINE_S)
+        # Without `verify` each client would read all the certificates of the system first.
+        return httpx.Client(
+            base_url=self.endpoints.api.url, headers=headers, timeout=DEADLINE_S, verify=False
+        )
 
     def enrol(self, name: str, directory: Path) -> None:
         """Register a device and write its files as `twinfleet device create` does, which takes a second longer."""

@@ -26,6 +26,7 @@ from tests.integration.running_platform import (
     DEADLINE_S,
     RunningPlatform,
     environment_of,
+    run_twinfleet,
     until,
 )
 from twinfleet import __version__
@@ -193,6 +194,53 @@ def test_a_standing_fleet_reports_in_real_time(platform: RunningPlatform) -> Non
     assert platform.json("fleet", "delete", "hall") == {"name": "hall"}
     assert "hall" not in [fleet["name"] for fleet in platform.json("fleet", "list")["fleets"]]
     assert platform.version_of(reporting) == 0
+
+
+# A minute of 300 thermostats and one real device, in two seconds.
+SCENARIO = """
+apiVersion: twinfleet/v1
+kind: Scenario
+metadata: {name: together}
+seed: 11
+duration: 60s
+clock: {mode: accelerated, speed: 30}
+groups: [{name: together, count: 300}]
+devices: [{name: together-real, report_every: 6s}]
+steps:
+  - {at: 20s, set_desired: {thing: together-real, state: {set_point: 23.5}}}
+  - {at: 20s, wait_for: {thing: together-real, reported: {set_point: 23.5}, delta: empty}}
+  - {at: 30s, set_desired: {group: together, state: {set_point: 19.5}}}
+checks: [version_never_decreases, every_report_accounted_for]
+thresholds:
+  device_deltas: ["count >= 1"]
+  device_errors: ["count == 0"]
+"""
+
+
+def test_a_scenario_passes_on_the_platform_with_the_digest_of_one_process(
+    platform: RunningPlatform, tmp_path: Path
+) -> None:
+    file = tmp_path / "together.yaml"
+    file.write_text(SCENARIO)
+    on_platform = platform.run("run", str(file))
+    assert on_platform.returncode == 0, on_platform
+    in_process = run_twinfleet("run", str(file), "--fleet", "local", data_dir=tmp_path / "local")
+    assert in_process.returncode == 0, in_process
+    digests = [answer.stdout.splitlines()[0] for answer in (on_platform, in_process)]
+    assert digests[0] == digests[1]
+    assert digests[0].startswith("digest: ")
+    report = Path(on_platform.stdout.splitlines()[-1].removeprefix("report: "))
+    assert sorted(path.name for path in report.parent.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "summary.json",
+    ]
+    assert json.loads((report.parent / "summary.json").read_text())["digest"] == digests[0].removeprefix(
+        "digest: "
+    )
+    # It takes its things with it.
+    assert platform.run("device", "describe", "together-real").returncode == 1
+    assert "together" not in platform.done("fleet", "list")
 
 
 # The operators' API

@@ -253,6 +253,7 @@ async def test_a_full_store_refuses_changes_whole(
         finally:
             client.config_set("maxmemory", 0)
     assert refusal.value.retryable
+    assert refusal.value.is_full
     assert await registry.thing_count() == 0
     await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
 
