@@ -195,7 +195,8 @@ def expect_all_in_the_store(data_dir: Path, keepsakes: Keepsakes) -> None:
             SHARD_COUNT,
             store.url,
             str(data_dir / "snapshots"),
-            1 << 20,
+            # More than there is, so that nothing is written down here.
+            1 << 30,
             log_file,
         )
         host.open(msgspec.msgpack.encode(settings))
