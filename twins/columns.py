@@ -33,7 +33,8 @@ class QueryColumn:
 
 def column_of_attribute(name: str) -> str:
     """Return the column in which an attribute stands: its name, or `attribute_NAME` where that is taken."""
-    taken = name in FIXED_COLUMNS or name.startswith(("reported_", "desired_"))
+    # Also what begins like a name that was changed, or two attributes could share a column.
+    taken = name in FIXED_COLUMNS or name.startswith(("reported_", "desired_", "attribute_"))
     return f"attribute_{name}" if taken else name
 
 

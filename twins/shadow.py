@@ -321,13 +321,17 @@ class ShadowDocument:
             self._merge_checked(request, now_s)
         else:
             self._merge_state(request.state, Stamp(now_s))
-        if not self.exists and now_s - self.changed_at_s >= TOMBSTONE_S:
+        if self.is_forgotten(now_s):
             self.version = 0
         self.exists = True
         self.version += 1
         self.changed_at_s = now_s
         self._current = None
         return self._announce(request, now_s, previous)
+
+    def is_forgotten(self, now_s: int) -> bool:
+        """Tell whether this shadow was deleted so long ago that its version begins anew."""
+        return not self.exists and now_s - self.changed_at_s >= TOMBSTONE_S
 
     def forget_size(self) -> None:
         """Have the exact size counted at the next update, in place: for a shadow put together from stored parts."""

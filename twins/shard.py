@@ -46,6 +46,8 @@ from twins.window import WINDOW_S, ThingTelemetry
 _UNPACKED_MAX: Final = 4096
 # Sources of batches whose last outcome is remembered: a bridge, its last incarnation, and some to spare.
 _SOURCES_MAX: Final = 4
+# The service names no limit; this one keeps a single device from filling the memory (some 20 MB).
+_NAMED_SHADOW_COUNT_MAX: Final = 10_000
 _SHADOW_VERB: Final = {
     Operation.SHADOW_GET: "get",
     Operation.SHADOW_UPDATE: "update",
@@ -112,6 +114,8 @@ class Shard:
         update = parse_update(request.payload)
         document = self._document(request.thing_name, request.name)
         if document is None:
+            if request.name:
+                self._make_room_for_shadow(request.thing_name, now_s)
             document = ShadowDocument()
             announcement = document.update(update, now_s)
             self._adopt(request, document)
@@ -278,6 +282,14 @@ class Shard:
         fleet, row = found
         fleet.table.store(row, document, changed)
         fleet.has_desired = fleet.has_desired or bool(document.desired)
+
+    def _make_room_for_shadow(self, thing_name: str, now_s: int) -> None:
+        """Forget named shadows that were deleted long ago; InvalidRequest if the thing has too many even so."""
+        shadows = self.named_shadows.get(thing_name, {})
+        for name in [name for name, document in shadows.items() if document.is_forgotten(now_s)]:
+            del shadows[name]
+        if len(shadows) >= _NAMED_SHADOW_COUNT_MAX:
+            raise InvalidRequest(f"A thing may have {_NAMED_SHADOW_COUNT_MAX} named shadows at most")
 
     # Simulated fleets
 

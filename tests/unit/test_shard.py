@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.asking import NOW_S, answers, delete, get, send, update
+from twins.errors import ModelError
 from twins.messages import Batch, Operation, Request
 from twins.model import Group
 from twins.shard import Shard
@@ -90,8 +91,8 @@ def test_a_source_without_a_name_is_never_answered_from_memory(shard: Shard) -> 
 # Registration
 
 
-def register(shard: Shard, body: bytes) -> int:
-    request = Request(Operation.REGISTER, "lamp", body, is_direct=True)
+def register(shard: Shard, body: bytes, *, thing: str = "lamp") -> int:
+    request = Request(Operation.REGISTER, thing, body, is_direct=True)
     return shard.apply(Batch("", 0, [request]), NOW_S).replies[0].status
 
 
@@ -137,19 +138,15 @@ def test_unregistering_forgets_the_thing_and_leaves_the_others(shard: Shard) -> 
     ]
 
 
-@pytest.mark.parametrize("unpacked_max", [1, 100])
-def test_a_real_thing_comes_before_a_simulated_one_of_its_name(
-    shard: Shard, monkeypatch: pytest.MonkeyPatch, unpacked_max: int
-) -> None:
-    monkeypatch.setattr("twins.shard._UNPACKED_MAX", unpacked_max)
+def test_a_thing_and_a_simulated_device_never_share_a_name(shard: Shard) -> None:
+    homes = Group("homes", "thermostat", "home-{i}", 40, 1, 0)
     update(shard, {"state": {"reported": {"is": "real"}}}, thing="home-7")
-    shard.create_group(Group("homes", "thermostat", "home-{i}", 40, 1, 0))
-    for other in ("lamp", "door"):
-        update(shard, {"state": {}}, thing=other)
-    update(shard, {"state": {"reported": {"still": "real"}}}, thing="home-7")
-    document = get(shard, thing="home-7")
-    assert document is not None
-    assert document["state"]["reported"] == {"is": "real", "still": "real"}
+    with pytest.raises(ModelError, match="home-7"):
+        shard.create_group(homes)
+    assert shard.fleets == {}
+    shard.apply(Batch("", 0, [Request(Operation.UNREGISTER, "home-7", is_direct=True)]), NOW_S)
+    shard.create_group(homes)
+    assert register(shard, b'{"model":"thermostat"}', thing="home-7") == 400
 
 
 def test_a_shard_without_twins_can_be_asked_for_every_column(shard: Shard) -> None:
@@ -165,3 +162,20 @@ def test_a_number_beyond_every_column_breaks_no_question(shard: Shard, value: by
     assert "update/accepted" in update(shard, payload % (value, value, value))
     columns = next(part for part in shard.select(None) if "reported_uptime" in part)
     assert len(columns["reported_temperature"].values) == 1
+
+
+def test_named_shadows_that_were_deleted_long_ago_make_room_and_too_many_are_refused(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twins.shard._NAMED_SHADOW_COUNT_MAX", 3)
+    for name in ("a", "b", "c"):
+        update(shard, {"state": {"desired": {"x": 1}}}, name=name)
+    payload = b'{"state":{"desired":{"x":1}}}'
+    one_more = Request(Operation.SHADOW_UPDATE, "lamp", payload, "d", is_direct=True)
+    [refusal] = shard.apply(Batch("", 0, [one_more]), NOW_S).replies
+    assert refusal.status == 400
+    delete(shard, name="a")
+    [still] = shard.apply(Batch("", 0, [one_more]), NOW_S).replies
+    assert still.status == 400, "the tombstone keeps the version for 48 h"
+    [accepted] = shard.apply(Batch("", 0, [one_more]), NOW_S + 49 * 3600).replies
+    assert accepted.status == 200
