@@ -89,12 +89,7 @@ class MosquittoBroker:
         self._directory = DataDirectory(settings.data_dir)
         self._process: ManagedProcess | None = None
         self.port: Final = settings.mqtt_port or _kept_port(self._directory, "device.port")
-        self.internal: Final = InternalListener(
-            host=LOOPBACK,
-            port=_kept_port(self._directory, "internal.port"),
-            user_name=INTERNAL_USER,
-            password=read_or_create_secret(_internal_password_file(self._directory)),
-        )
+        self.internal: Final = _internal_listener(self._directory)
 
     def start(self) -> None:
         """Start the broker and return when devices and the bridge can connect."""
@@ -211,12 +206,7 @@ def reload_broker(data_dir: Path) -> None:
             log.seek(offset)
             return log.read()
 
-    internal = InternalListener(
-        LOOPBACK,
-        _kept_port(directory, "internal.port"),
-        user_name=INTERNAL_USER,
-        password=read_or_create_secret(_internal_password_file(directory)),
-    )
+    internal = _internal_listener(directory)
     # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
     has_begun = wait_until(lambda: _RELOAD_BEGINS in written(), timeout_s=_RELOAD_TIMEOUT_S)
     if not has_begun or not wait_until(lambda: _accepts_bridge(internal), timeout_s=_RELOAD_TIMEOUT_S):
@@ -227,6 +217,17 @@ def reload_broker(data_dir: Path) -> None:
     problems = [line for line in written().decode(errors="replace").splitlines() if "Error:" in line]
     if problems:
         raise BrokerError(f"mosquitto could not reload; mend what {log_file} says:\n" + "\n".join(problems))
+
+
+def end_session(data_dir: Path, client_id: str) -> None:
+    """Return when the broker of `data_dir` has closed and forgotten the session of a client id, from any process.
+
+    BrokerError (retryable) if it does not answer. Whoever may still connect is back at once: revoke, and reload, first.
+    """
+    # The specification's own means: a second client of the same id takes the place of the first (MQTT 3.1.1,
+    # 3.1.4-2), here on a listener where a client may choose its id, and with a clean session, so nothing stays.
+    if not _accepts_bridge(_internal_listener(DataDirectory(data_dir)), client_id=client_id):
+        raise BrokerError(f"mosquitto did not end the session of {client_id!r}; try again", retryable=True)
 
 
 class RedisServer:
@@ -350,20 +351,30 @@ def _redis_quoted(path: Path) -> str:
     return f'"{escaped}"'
 
 
-def _accepts_bridge(listener: InternalListener) -> bool:
-    """Tell whether the broker answers a CONNECT of the internal user with success."""
+def _internal_listener(directory: DataDirectory) -> InternalListener:
+    return InternalListener(
+        host=LOOPBACK,
+        port=_kept_port(directory, "internal.port"),
+        user_name=INTERNAL_USER,
+        password=read_or_create_secret(_internal_password_file(directory)),
+    )
+
+
+def _accepts_bridge(listener: InternalListener, *, client_id: str = "") -> bool:
+    """Tell whether the broker answers a CONNECT of the internal user, under a client id of its own unless told one."""
     fields = (
-        f"app.probe.{os.getpid()}.{secrets.token_hex(4)}",
+        client_id or f"app.probe.{os.getpid()}.{secrets.token_hex(4)}",
         listener.user_name,
         listener.password,
     )
     payload = b"".join(len(text).to_bytes(2, "big") + text.encode() for text in fields)
     # MQTT 3.1.1, 3.1.2: protocol name and level, flags (user name, password, clean session), keep alive of 10 s.
     body = b"\x00\x04MQTT\x04\xc2\x00\x0a" + payload
+    # One byte holds up to 127, two up to 16,383 (2.2.3); all three fields together are below 300.
+    length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) & 127 | 128, len(body) >> 7])
     try:
         with socket.create_connection((listener.host, listener.port), timeout=_PROBE_TIMEOUT_S) as connection:
-            # The remaining length fits one byte: all three fields together are below 100 bytes.
-            connection.sendall(bytes([0x10, len(body)]) + body)
+            connection.sendall(b"\x10" + length + body)
             answer = connection.recv(4)
             connection.sendall(b"\xe0\x00")
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +12,11 @@ import msgspec
 import ray
 
 from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls
-from actors.broker import reload_broker, write_acl
+from actors.broker import end_session, reload_broker, write_acl
 from actors.errors import WorldError
 from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.operators import create_app
-from actors.gateway.platform_view import DeviceEndpoints, Readiness
+from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
 from actors.logs import log_to
 from actors.metrics import ProcessStatus
@@ -35,6 +36,7 @@ _BRIDGE_TOTALS: Final = {
     "messages_dropped": "dropped_count",
     "messages_redelivered": "redelivered_count",
     "topics_rejected": "rejected_topic_count",
+    "payloads_too_large": "oversized_count",
     "publishes_refused": "refused_publish_count",
     "submissions_resent": "resent_count",
     "reconnects": "reconnect_count",
@@ -106,22 +108,17 @@ class ClusterView:
             )
         return found
 
-    async def readiness(self) -> Readiness:
-        """Return whether every part does its work."""
-        return Readiness(
-            tuple(
-                f"{process.role} {process.pid or ''}: {process.reason}"
-                for process in await self.processes()
-                if process.state != "ready"
-            )
-        )
-
     async def reload_access(self) -> None:
         """Write the broker's access list and return when it and the revocation list are in force."""
         directory = Path(self._settings.data_dir)
         entries = await self._registry.acl_entries()
         await asyncio.to_thread(write_acl, directory, list(entries.items()))
         await asyncio.to_thread(reload_broker, directory)
+
+    async def end_sessions(self, client_ids: Sequence[str]) -> None:
+        """Return when no MQTT session of these client ids is open or kept."""
+        for client_id in client_ids:
+            await asyncio.to_thread(end_session, Path(self._settings.data_dir), client_id)
 
 
 def _by_pid(role: str, pid: int) -> ProcessStatus:

@@ -46,6 +46,9 @@ __all__ = ["BridgeStatistics", "BrokerConnection", "Lanes", "MqttBridge"]
 # Bounds what waits here without being in the broker's window: messages at QoS 0, and those of a connection
 # that is gone. About a second of the 100,000 small messages that mosquitto delivers at QoS 0.
 UNWINDOWED_BYTES_MAX: Final = 16 << 20
+# AWS IoT's limit for a payload. The broker lets more pass, for the sake of our own messages (its configuration says
+# which). A shadow request goes on all the same, so that it hears why it is refused; telemetry is answered by nobody.
+PAYLOAD_BYTES_MAX: Final = 131_072
 # Reading a topic costs as much as all else that is done for a message here; 65,536 topics are 30 MB. Of the
 # topics of 90,000 devices in turn none is ever found, which costs a fifth of the speed.
 _ROUTES_MAX: Final = 65_536
@@ -86,8 +89,9 @@ class Lanes(Protocol):
 class BridgeStatistics:
     """What the bridge has done since its start, and what it holds.
 
-    `received_count` messages came; of these `rejected_topic_count` were no requests, `dropped_count` were at
-    QoS 0 and too many, `redelivered_count` had been delivered before. `request_count` requests in
+    `received_count` messages came; of these `rejected_topic_count` were no requests, `oversized_count` telemetry
+    beyond PAYLOAD_BYTES_MAX, `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered
+    before. `request_count` requests in
     `batch_count` batches were answered by shards, `resent_count` submissions had to be repeated.
     `acknowledged_count` messages were acknowledged, `stale_count` could not be because their connection was
     gone. `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
@@ -97,6 +101,7 @@ class BridgeStatistics:
     is_connected: bool
     received_count: int
     rejected_topic_count: int
+    oversized_count: int
     dropped_count: int
     redelivered_count: int
     batch_count: int
@@ -143,7 +148,8 @@ class MqttBridge:
         self._orphans: dict[int, Held] = {}
         # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
         self._unwindowed_bytes = 0
-        self._received_count = self._rejected_topic_count = self._dropped_count = self._redelivered_count = 0
+        self._received_count = self._rejected_topic_count = self._oversized_count = 0
+        self._dropped_count = self._redelivered_count = 0
         self._batch_count = self._request_count = self._resent_count = 0
         self._acknowledged_count = self._stale_count = 0
         self._last_shard_error: str | None = None
@@ -203,6 +209,7 @@ class MqttBridge:
             is_connected=session.is_connected,
             received_count=self._received_count,
             rejected_topic_count=self._rejected_topic_count,
+            oversized_count=self._oversized_count,
             dropped_count=self._dropped_count,
             redelivered_count=self._redelivered_count,
             batch_count=self._batch_count,
@@ -270,10 +277,17 @@ class MqttBridge:
         route = self._route(topic)
         if route is None:
             self._rejected_topic_count += 1
-            if packet_id and self._session.link is not None and self._session.link.acknowledge([packet_id]):
-                self._acknowledged_count += 1
-            return
-        self._hold(route, payload, packet_id, is_redelivered)
+            self._decline(packet_id)
+        elif len(payload) > PAYLOAD_BYTES_MAX and route.operation is Operation.TELEMETRY:
+            self._oversized_count += 1
+            self._decline(packet_id)
+        else:
+            self._hold(route, payload, packet_id, is_redelivered)
+
+    def _decline(self, packet_id: int) -> None:
+        """Acknowledge a message of which nothing becomes."""
+        if packet_id and self._session.link is not None and self._session.link.acknowledge([packet_id]):
+            self._acknowledged_count += 1
 
     def _hold(self, route: _Route, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
         """Put a request into its outbox, unless it is held already or is one too many."""

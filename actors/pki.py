@@ -97,7 +97,7 @@ def principal_of(
         if common_name.startswith(prefix):
             name = common_name.removeprefix(prefix)
             return Principal(kind, name) if is_thing_name(name) else None
-    if _CERTIFICATE_ID.fullmatch(common_name):
+    if is_certificate_id(common_name):
         thing_name = thing_of_certificate(common_name)
         return None if thing_name is None else Principal("thing", thing_name)
     return Principal("thing", common_name) if is_thing_name(common_name) else None
@@ -108,9 +108,14 @@ def common_name_for_thing(thing_name: str, certificate_id: str) -> str:
 
     A thing name that looks like a certificate id gets the id too, or it could pass for another thing's certificate.
     """
-    if len(thing_name) <= COMMON_NAME_MAX and not _CERTIFICATE_ID.fullmatch(thing_name):
+    if len(thing_name) <= COMMON_NAME_MAX and not is_certificate_id(thing_name):
         return thing_name
     return certificate_id
+
+
+def is_certificate_id(name: str) -> bool:
+    """Tell whether a name looks like a certificate id."""
+    return _CERTIFICATE_ID.fullmatch(name) is not None
 
 
 def certificate_id_of(public_key: ec.EllipticCurvePublicKey) -> str:

@@ -29,7 +29,7 @@ from actors.errors import (
     ThingExists,
     ThingNotFound,
 )
-from actors.pki import IssuedCertificate
+from actors.pki import IssuedCertificate, is_certificate_id
 from actors.store_errors import store_error
 from twins.clock import Clock
 from twins.errors import InvariantError
@@ -108,6 +108,11 @@ def check_thing(name: str, model: str, attributes: Mapping[str, str]) -> None:
     """Refuse, with DescriptionError or ModelError, what may not be registered as a thing."""
     if not is_thing_name(name):
         problem = f"{name!r} is none; take 1 to 128 of letters, digits, colon, underscore and hyphen"
+        raise DescriptionError("thing name", problem)
+    # The device of another thing, with a long name, has its certificate's id for a user name, and every user name may
+    # write the topics of the thing of that name: so there must be no such thing.
+    if is_certificate_id(name):
+        problem = f"{name!r} looks like a certificate id, 64 hexadecimal digits; take a name that does not"
         raise DescriptionError("thing name", problem)
     model_named(model)
     if len(attributes) > ATTRIBUTE_COUNT_MAX:

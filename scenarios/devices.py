@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 import httpx
 import msgspec
 
+from actors.errors import WorldError
 from actors.fleet import LocalFleet
 from actors.pki import generate_key_and_csr
 from actors.settings import Endpoints, process_environment, write_atomically
@@ -177,8 +178,8 @@ class PlatformDevices:
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
         self._devices: list[_RunningDevice] = []
+        token = _operator_token(Path(endpoints.operator_token_file))
         self._directory = tempfile.TemporaryDirectory(prefix="twinfleet-devices-")
-        token = Path(endpoints.operator_token_file).read_text(encoding="utf-8").strip()
         self._api = httpx.AsyncClient(
             base_url=endpoints.api.url,
             headers={"Authorization": f"Bearer {token}"},
@@ -277,6 +278,14 @@ class PlatformDevices:
         except httpx.HTTPError as error:
             return [thing_name, repr(error)]
         return [thing_name, answer.text[:500]] if answer.is_error else []
+
+
+def _operator_token(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"the operators' token in {file} cannot be read: {error}"
+        raise WorldError(f"{problem}; run this as the user who started the platform") from None
 
 
 async def _listen(running: _RunningDevice) -> None:

@@ -9,12 +9,18 @@ ScenariosError
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class ScenariosError(Exception):
-    """Base of every error that scenarios raise."""
+    """Base of every error that scenarios raise; it survives pickling, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make an equal error: its text and its facts, without the constructor that made the text."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in typeshed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class NameTaken(ScenariosError):
         )
         self.kind = kind
         self.name = name
+        self.detail = detail
 
 
 class DeviceFailed(ScenariosError):

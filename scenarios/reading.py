@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from scenarios.metrics import CATALOGUE, Comparison, Condition
 from scenarios.source import Item, merge_texts, nearest, parse_yaml, read_yaml
 from scenarios.spec import (
@@ -32,7 +34,7 @@ from scenarios.spec import (
 )
 from scenarios.workloads import group_of
 from twins.errors import ModelError
-from twins.model import MODELS, DeviceModel
+from twins.model import MODELS, DeviceModel, Field
 from twins.sharding import NamePattern, is_thing_name
 
 # Words of the language that later versions have.
@@ -43,6 +45,8 @@ _LATER_CHECKS: Final = ("no_acknowledged_update_lost",)
 # Time stamps of twins are 32 bits of seconds.
 _TIME_MAX_S: Final = 2**32 - 1
 _SEED_MAX: Final = 2**63 - 1
+# What a simulated twin takes at most, by the columns of its table.
+_TWIN_BYTES: Final = 150
 # A million seconds in one: beyond, pacing is below what a clock can tell.
 _SPEED_MAX: Final = 1e6
 
@@ -125,7 +129,7 @@ class _Reader:
         entries = item.entries()
         name = entries.need("name", _thing_name, "")
         model = entries.take("model", _model, "thermostat")
-        count = entries.need("count", lambda value: int(_whole(value, 1, 2**32 - 1)), 1)
+        count = entries.need("count", self._count, 1)
         thing_name = entries.take("thing_name", Item.text, f"{name}-{{i:06d}}")
         report_every_s = entries.take("report_every", lambda value: value.whole_seconds(minimum=1), 10)
         attributes = entries.take("attributes", _choices, {})
@@ -135,6 +139,19 @@ class _Reader:
             item.blame(f"another group is named {name!r} already")
         self._check_group(item, group, is_sound=len(item.source.problems) == problem_count)
         return group
+
+    def _count(self, item: Item) -> int:
+        count = int(_whole(item, 1, 2**32 - 1))
+        needed_bytes = _TWIN_BYTES * (count + sum(others for _, others in self.patterns.values()))
+        memory_bytes = psutil.virtual_memory().total
+        if needed_bytes > memory_bytes:
+            needed, present = (f"{size / 1e9:,.1f} GB" for size in (needed_bytes, memory_bytes))
+            item.blame(
+                f"all groups up to this one need {needed} ({_TWIN_BYTES} bytes a device), "
+                f"this machine has {present} of memory; take fewer devices, or a larger machine"
+            )
+            return 1
+        return count
 
     def _check_group(self, item: Item, group: GroupSpec, *, is_sound: bool) -> None:
         try:
@@ -209,7 +226,7 @@ class _Reader:
             return None
         state = _state(state_item)
         if group is not None:
-            _check_settable(state_item, state, self.models[group])
+            _check_settable(state_item, self.models[group])
         return SetDesired(state, group, thing_name)
 
     def _wait_for(self, item: Item) -> WaitFor | None:
@@ -349,21 +366,33 @@ def _state(item: Item) -> dict[str, Any]:
     return {}
 
 
-def _check_settable(item: Item, state: Mapping[str, Any], model: DeviceModel) -> None:
+def _check_settable(state: Item, model: DeviceModel) -> None:
+    """Note every value that the devices of a group would not obey, or not exactly."""
+    if not isinstance(state.plain(), dict):
+        return
     settable = {field.name: field for field in model.fields if field.is_settable}
-    for name, value in state.items():
+    for name, item in state.entries().remaining():
         field = settable.get(name)
-        if field is None:
-            known = ", ".join(settable) or "none"
-            item.blame(
-                f"devices of model {model.name!r} obey no {name!r}{nearest(name, settable)}; settable: {known}"
-            )
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            item.blame(f"{name} must be a number, not {value!r}")
-        elif not field.minimum <= value <= field.maximum:
-            item.blame(
-                f"{name} must be from {field.minimum:g} to {field.maximum:g} {field.unit}, not {value:g}"
-            )
+        if field is not None:
+            _check_value(item, field)
+            continue
+        known = ", ".join(settable) or "none"
+        item.blame(
+            f"devices of model {model.name!r} obey no {name!r}{nearest(name, settable)}; settable: {known}"
+        )
+
+
+def _check_value(item: Item, field: Field) -> None:
+    value = item.plain()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        item.blame(f"{field.name} must be a number, not {item.describe()}")
+    elif not field.minimum <= value <= field.maximum:
+        item.blame(
+            f"{field.name} must be from {field.minimum:g} to {field.maximum:g} {field.unit}, not {value:g}"
+        )
+    elif round(value, field.decimals) != value:
+        # A column keeps no more of it, and shows it rounded.
+        item.blame(f"{field.name} has {field.decimals} decimals at most, not {item.describe()}")
 
 
 def _checks(item: Item) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ which is the moment from which the thing exists; then the broker is told, where 
 goes out. A crash before that step leaves nothing that stands in the way of a repeat; after it, the same request
 (same key) gets the same certificate, and another one hears that the thing exists.
 
-Deleting: certificates are revoked in the registry, then in the revocation list, then the broker is told, the twin
-goes, and last the thing. Cut off between, the thing is DELETING; the next start or the next attempt does the rest.
+Deleting: certificates are revoked in the registry, then in the revocation list, then the broker is told, which looks
+at new connections only, so the open session of the device is ended; then the twin goes, and last the thing. Cut off
+between, the thing is DELETING; the next start or the next attempt does the rest.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class DeviceOffice:
         # It reads, checks and writes the whole list.
         await asyncio.to_thread(self._authority.revoke, serials)
         await self._platform.reload_access()
+        await self._platform.end_sessions([certificate.common_name for certificate in certificates])
         reply = await self._fleet.ask(Request(Operation.UNREGISTER, name, is_direct=True))
         # 404: it went when this was tried before.
         if reply.status >= 400 and reply.status != 404:

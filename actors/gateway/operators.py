@@ -18,7 +18,7 @@ from actors.errors import ThingNotFound, WorldError
 from actors.fleet import Fleet
 from actors.gateway.enrolment import DeviceOffice, Enrolment, simulated_in
 from actors.gateway.middleware import BearerToken, BodyLimit, RequestMetrics
-from actors.gateway.platform_view import DeviceEndpoints, PlatformView
+from actors.gateway.platform_view import DeviceEndpoints, PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
 from actors.gateway.shadow_routes import ask, check_thing_name, listing_routes, shadow_routes
 from actors.gateway.standing_fleets import FleetDescription, FleetOffice
@@ -196,14 +196,14 @@ def _cluster_routes(registry: Registry, platform: PlatformView) -> APIRouter:
 
     @router.get("/v1/cluster", summary="Describe the processes of the platform")
     async def describe_cluster() -> Response:
-        readiness = await platform.readiness()
-        processes = [dataclasses.asdict(process) for process in await platform.processes()]
+        processes = await platform.processes()
+        readiness = Readiness.of(processes)
         fleets = [_fleet_view(fleet) for fleet in await registry.fleets()]
         return document(
             {
                 "is_ready": readiness.is_ready,
                 "reasons": readiness.reasons,
-                "processes": processes,
+                "processes": [dataclasses.asdict(process) for process in processes],
                 "thing_count": await registry.thing_count(),
                 "fleets": fleets,
                 **_endpoints_view(platform.endpoints),
@@ -222,7 +222,7 @@ def _probe_routes(registry: Registry, platform: PlatformView, metrics: GatewayMe
 
     @router.get("/readyz", summary="Tell whether the platform serves")
     async def is_ready() -> Response:
-        readiness = await platform.readiness()
+        readiness = Readiness.of(await platform.processes())
         content = {"status": "ready" if readiness.is_ready else "unready", "reasons": readiness.reasons}
         return document(content, status=200 if readiness.is_ready else 503)
 

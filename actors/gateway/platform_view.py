@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,17 @@ class Readiness:
     def is_ready(self) -> bool:
         """Tell whether nothing is missing."""
         return not self.reasons
+
+    @classmethod
+    def of(cls, processes: Iterable[ProcessStatus]) -> Readiness:
+        """Return whether every one of the platform's processes does its work."""
+        return cls(
+            tuple(
+                f"{process.role} {process.pid or ''}".rstrip() + f": {process.reason}"
+                for process in processes
+                if process.state != "ready"
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,13 @@ class PlatformView(Protocol):
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
         ...
 
-    async def readiness(self) -> Readiness:
-        """Return whether every part does its work."""
-        ...
-
     async def reload_access(self) -> None:
         """Write the broker's access list and return when it and the revocation list are in force.
 
         From then on a new connection with a revoked certificate is refused.
         """
+        ...
+
+    async def end_sessions(self, client_ids: Sequence[str]) -> None:
+        """Return when no MQTT session of these client ids is open or kept; for after `reload_access`."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from actors.broker import write_acl
 from actors.fleet import LocalFleet
 from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.operators import create_app
-from actors.gateway.platform_view import DeviceEndpoints, Readiness
+from actors.gateway.platform_view import DeviceEndpoints
 from actors.metrics import ProcessStatus
 from actors.pki import CertificateAuthority
 from actors.registry import Registry
@@ -33,6 +33,9 @@ class LonePlatform:
     registry: Registry
     data_dir: Path
     reload_count: int = 0
+    asked_count: int = 0
+    # Client ids whose sessions were ended, each with the number of reloads before.
+    ended: list[tuple[str, int]] = field(default_factory=list)
     readiness_reasons: tuple[str, ...] = ()
     statuses: list[ProcessStatus] = field(default_factory=lambda: [ProcessStatus("gateway", 1, twin_count=3)])
 
@@ -41,14 +44,16 @@ class LonePlatform:
         return DeviceEndpoints(MqttsEndpoint("127.0.0.1", 8883))
 
     async def processes(self) -> list[ProcessStatus]:
-        return self.statuses
-
-    async def readiness(self) -> Readiness:
-        return Readiness(self.readiness_reasons)
+        self.asked_count += 1
+        missing = [ProcessStatus("broker", 0, state="down", reason=text) for text in self.readiness_reasons]
+        return self.statuses + missing
 
     async def reload_access(self) -> None:
         write_acl(self.data_dir, (await self.registry.acl_entries()).items())
         self.reload_count += 1
+
+    async def end_sessions(self, client_ids: Sequence[str]) -> None:
+        self.ended += [(client_id, self.reload_count) for client_id in client_ids]
 
     def device_acl(self) -> str:
         return (DataDirectory(self.data_dir).mosquitto / "device.acl").read_text()

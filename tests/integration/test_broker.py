@@ -19,7 +19,7 @@ import pytest
 from gmqtt import Client
 from gmqtt.mqtt.constants import MQTTv311
 
-from actors.broker import MosquittoBroker, RedisServer, reload_broker, write_acl
+from actors.broker import MosquittoBroker, RedisServer, end_session, reload_broker, write_acl
 from actors.errors import BrokerError, PlatformNotRunning, PortInUse, ProcessEnded
 from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import loopback_addresses, wait_until
@@ -236,6 +236,74 @@ def test_a_revoked_device_is_refused_after_a_reload_also_when_it_resumes_its_tls
     assert not is_admitted(site, context, session=session)[0]
     assert not is_admitted(site, context)[0]
     assert is_admitted(site, device_context(site, "honest"))[0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("thing_name", ["leaver", "leaver-" + "x" * 100])
+async def test_a_revoked_devices_open_session_is_ended_and_cannot_come_back(
+    site: Site, thing_name: str
+) -> None:
+    request = generate_key_and_csr(thing_name)
+    issued = site.authority.issue_for_thing(request.csr_pem, thing_name)
+    context = tls_context(site, certificate_pem=issued.certificate_pem, key_pem=request.private_key_pem)
+    topic = f"$aws/things/{issued.common_name}/shadow/update"
+    async with (
+        bridge(site) as service,
+        device(site, thing_name, context=context) as leaver,
+        device(site, "dev-b") as other,
+    ):
+        await service.subscribe("$aws/things/#")
+        leaver.publish(topic)
+        await service.receive(topic)
+        site.authority.revoke([issued.serial])
+        site.broker.reload()
+        # What a revocation list alone does not do.
+        assert leaver.client.is_connected
+        end_session(site.settings.data_dir, issued.common_name)
+        async with asyncio.timeout(2.0):
+            await until(lambda: not leaver.client.is_connected)
+        assert not is_admitted(site, context)[0]
+        # gmqtt connects again by itself, and sends what it could not.
+        leaver.publish(topic, b"from beyond")
+        assert other.client.is_connected
+        other.publish("$aws/things/dev-b/shadow/get")
+        await service.receive("$aws/things/dev-b/shadow/get")
+        assert (topic, b"from beyond") not in service.received
+
+
+@pytest.mark.asyncio
+async def test_a_session_that_is_kept_for_a_device_away_is_ended_too(site: Site) -> None:
+    answer = "$aws/things/sleeper/shadow/get/accepted"
+    context = device_context(site, "sleeper")
+    client = Client("any-id", clean_session=False)
+    sleeper = Connection(client)
+    async with asyncio.timeout(DEADLINE_S):
+        await client.connect("localhost", site.broker.port, ssl=context, version=MQTTv311)
+    await sleeper.subscribe(answer)
+    await client.disconnect()
+    async with bridge(site) as service:
+        service.publish(answer, b"for the one before")
+        await service.subscribe("telemetry/+/#")
+    end_session(site.settings.data_dir, "sleeper")
+    successor = Client("any-id", clean_session=False)
+    heard = Connection(successor)
+    async with asyncio.timeout(DEADLINE_S):
+        await successor.connect("localhost", site.broker.port, ssl=context, version=MQTTv311)
+    try:
+        await heard.subscribe(answer)
+        async with bridge(site) as service:
+            service.publish(answer, b"for this one")
+            await heard.receive(answer)
+        assert heard.received == [(answer, b"for this one")]
+    finally:
+        await successor.disconnect()
+
+
+def test_ending_a_session_without_a_broker_is_an_error_to_try_again(tmp_path: Path) -> None:
+    DataDirectory(tmp_path).prepare()
+    with pytest.raises(BrokerError, match="try again") as refusal:
+        end_session(tmp_path, "nobody")
+    assert refusal.value.retryable
 
 
 def test_a_reload_from_another_process_finds_the_broker(site: Site) -> None:

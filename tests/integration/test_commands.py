@@ -198,12 +198,12 @@ async def test_a_standing_fleet_is_created_listed_and_deleted(terminal: Terminal
 
 
 async def test_status_shows_processes_and_where_to_connect(terminal: Terminal) -> None:
-    terminal.gateway.platform.readiness_reasons = ("the bridge is away",)
+    terminal.gateway.platform.readiness_reasons = ("it is away",)
     code, out, _ = await terminal.type("status")
     assert code == 0
     assert out.splitlines()[1].split()[:3] == ["gateway", "1", "ready"]
     assert "mqtts://127.0.0.1:8883" in out
-    assert "not ready: the bridge is away" in out
+    assert "not ready: broker: it is away" in out
     code, out, _ = await terminal.type("status -o json")
     assert json.loads(out)["processes"][0]["role"] == "gateway"
 

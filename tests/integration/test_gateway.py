@@ -304,7 +304,8 @@ async def test_a_deleted_device_is_revoked_forgotten_and_may_come_again(
     await client.post("/things/lamp/shadow", json={"state": {"desired": {"set_point": 20}}})
     assert (await client.delete("/v1/things/lamp")).json() == {"thing_name": "lamp"}
     assert int(certificate.serial) in gateway.authority.revoked_serials()
-    assert gateway.platform.reload_count == 1
+    # Only a session that ends after the reload cannot come back.
+    assert (gateway.platform.reload_count, gateway.platform.ended) == (1, [("lamp", 1)])
     for method, path in (
         ("GET", "/v1/things/lamp"),
         ("DELETE", "/v1/things/lamp"),
@@ -451,9 +452,18 @@ async def test_the_cluster_lists_its_processes(gateway: Gateway, client: httpx.A
 
 
 async def test_readiness_names_what_is_missing(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.platform.readiness_reasons = ("the broker does not answer",)
+    gateway.platform.readiness_reasons = ("it does not answer",)
     unready = await client.get("/readyz")
-    assert (unready.status_code, unready.json()["reasons"]) == (503, ["the broker does not answer"])
+    assert (unready.status_code, unready.json()["reasons"]) == (503, ["broker: it does not answer"])
+
+
+async def test_readiness_and_processes_of_one_answer_are_of_one_moment(
+    gateway: Gateway, client: httpx.AsyncClient
+) -> None:
+    gateway.platform.statuses = [ProcessStatus("shard_actor", 77, state="down", reason="no memory")]
+    cluster = (await client.get("/v1/cluster")).json()
+    assert (cluster["is_ready"], cluster["reasons"]) == (False, ["shard_actor 77: no memory"])
+    assert gateway.platform.asked_count == 1
 
 
 async def test_metrics_count_requests_by_route_and_name_no_device(

@@ -26,12 +26,13 @@ from gmqtt.mqtt.package import PublishPacket
 from actors import mqtt_bridge, mqtt_link, mqtt_session
 from actors.broker import MosquittoBroker
 from actors.errors import BrokerError, SettingsError, ShardUnavailable, StoreError
-from actors.mqtt_bridge import BrokerConnection, MqttBridge
+from actors.mqtt_bridge import PAYLOAD_BYTES_MAX, BrokerConnection, MqttBridge
 from actors.mqtt_link import LinkEvents, MqttLink, encode_publish
 from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import free_port, wait_until
 from actors.settings import DataDirectory, PlatformSettings
 from twins.messages import Batch, Outcome, Publish, Request, encode
+from twins.shadow import DOCUMENT_BYTES_MAX
 from twins.shard import Shard
 from twins.sharding import shard_of
 
@@ -414,6 +415,23 @@ async def test_topics_that_ask_for_nothing_are_acknowledged_counted_and_ignored(
     assert desk.submissions == []
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_telemetry_larger_than_the_limit_is_acknowledged_counted_and_dropped(
+    site: Site, qos: int
+) -> None:
+    desk = Desk()
+    largest = b"x" * PAYLOAD_BYTES_MAX
+    shadow = "$aws/things/sensor-a/shadow/update"
+    async with bridge(site.connection(), desk) as served, device(site, "sensor-a") as sender:
+        await sender.telemetry(largest + b"x", largest, qos=qos)
+        # The shard answers it: the device hears why it is refused.
+        sender.publish(shadow, largest + b"x")
+        await until(lambda: len(desk.requests) == 2)
+        await until(lambda: served.statistics().acknowledged_count == 1 + 2 * qos)
+        assert served.statistics().oversized_count == 1
+    assert [len(request.payload) for request in desk.requests] == [PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX + 1]
+
+
 # ---- what is acknowledged when -------------------------------------------------------------------------------------
 
 
@@ -676,7 +694,7 @@ async def test_a_message_that_the_broker_would_not_take_is_counted_and_holds_not
     async with bridge(site.connection(), Desk()) as served, device(site, "sensor-a") as listener:
         await listener.subscribe(topic)
         messages = [
-            Publish(topic, b"x" * 200_000),
+            Publish(topic, b"x" * 300_000),
             Publish("forbidden/to/the/bridge", b"{}"),
             Publish(topic, b"{}"),
         ]
@@ -734,6 +752,26 @@ async def test_a_device_that_updates_its_shadow_is_answered(site: Site) -> None:
         sender.publish(prefix, b'{"state":{"reported":{"temperature":21}}}')
         await until(lambda: len(sender.received) == 2)
     assert {topic for topic, _ in sender.received} == {f"{prefix}/accepted", f"{prefix}/documents"}
+
+
+async def test_the_largest_documents_of_a_shadow_pass_the_broker(site: Site) -> None:
+    prefix = "$aws/things/sensor-a/shadow/update"
+    # The most time stamps: elements of one digit, as many as the state's 8192 bytes take.
+    empty = b'{"desired":{},"reported":{"a":[]}}'
+    count = (DOCUMENT_BYTES_MAX - len(empty)) // 2
+    # The client token is 64 bytes long, each of which JSON writes as six.
+    token = "\\u0001" * 64
+    update = b'{"state":{"reported":{"a":[%s]}},"clientToken":"%s"}' % (
+        b",".join([b"1"] * count),
+        token.encode(),
+    )
+    async with bridge(site.connection(), ShardLanes()) as served, device(site, "sensor-a") as sender:
+        await sender.subscribe(f"{prefix}/documents")
+        for _ in range(2):
+            sender.publish(prefix, update)
+        await until(lambda: len(sender.received) == 2)
+        assert served.statistics().refused_publish_count == 0
+    assert 220_000 < len(sender.received[1][1]) < 221_184 + 1024
 
 
 async def test_a_stopped_bridge_has_finished_what_was_under_way(site: Site) -> None:

@@ -264,6 +264,9 @@ async def test_a_full_store_refuses_changes_whole(
         ("", "thermostat", {}, "thing name"),
         ("a.b", "thermostat", {}, "thing name"),
         ("n" * 129, "thermostat", {}, "thing name"),
+        # A certificate of that id would be allowed on its topics.
+        ("0123456789abcdef" * 4, "thermostat", {}, "thing name"),
+        ("ABCDEF0123456789" * 4, "thermostat", {}, "thing name"),
         ("ok", "thermostat", {"": "x"}, "attribute ''"),
         ("ok", "thermostat", {"a b": "x"}, "attribute 'a b'"),
         ("ok", "thermostat", {"a": "no space"}, "attribute 'a'"),
@@ -277,6 +280,11 @@ def test_a_thing_against_the_rules_is_refused(
     with pytest.raises(DescriptionError) as refusal:
         check_thing(name, model, attributes)
     assert refusal.value.subject == part
+
+
+@pytest.mark.parametrize("name", ["f" * 63, "f" * 65, "g" + "f" * 63])
+def test_a_name_that_only_resembles_a_certificate_id_is_taken(name: str) -> None:
+    check_thing(name, "thermostat", {})
 
 
 def test_an_unknown_model_is_refused_by_name() -> None:

@@ -71,6 +71,31 @@ def test_what_is_no_duration_is_refused(duration: str) -> None:
     assert only_problem(HEAD + f"duration: {duration}\n").path == "duration"
 
 
+def test_a_desired_value_that_devices_would_round_is_refused_on_its_own_line() -> None:
+    steps = (
+        "steps:\n  - at: 1s\n    set_desired:\n      group: rooms\n      state:\n        set_point: 21.123\n"
+    )
+    problem = only_problem(HEAD + "duration: 1m\n" + GROUP + steps)
+    assert (problem.file, problem.line) == ("test.yaml", 11)
+
+
+@pytest.mark.parametrize("value", ["21", "21.12", "5", "35.0", "19.99"])
+def test_a_desired_value_that_devices_keep_exactly_is_taken(value: str) -> None:
+    step = f"steps: [{{at: 1s, set_desired: {{group: rooms, state: {{set_point: {value}}}}}}}]\n"
+    assert len(parse_scenario(HEAD + "duration: 1m\n" + GROUP + step).steps) == 1
+
+
+def test_more_devices_than_memory_holds_are_refused_at_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small:
+        total = 150 * 1000
+
+    monkeypatch.setattr("psutil.virtual_memory", Small)
+    both = "groups: [{name: rooms, count: 600}, {name: halls, count: %d}]\n"
+    assert len(parse_scenario(HEAD + "duration: 1m\n" + both % 400).groups) == 2
+    problem = only_problem(HEAD + "duration: 1m\n" + both % 401)
+    assert (problem.path, "memory" in problem.text) == ("groups[1].count", True)
+
+
 def test_a_mistake_has_file_line_column_path_and_the_nearest_word() -> None:
     problem = only_problem(HEAD + "duration: 1m\ngroups:\n  - name: rooms\n    cuont: 5\n    count: 5\n")
     assert (problem.file, problem.line, problem.column) == ("test.yaml", 7, 5)
@@ -171,18 +196,23 @@ def test_a_word_of_the_language_that_is_not_built_is_refused_never_ignored(text:
         ),
         (
             GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {temperature: 20}}}]\n",
-            "steps[0].set_desired.state",
+            "steps[0].set_desired.state.temperature",
             "settable: set_point",
         ),
         (
             GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {set_point: 99}}}]\n",
-            "steps[0].set_desired.state",
+            "steps[0].set_desired.state.set_point",
             "from 5 to 35",
         ),
         (
             GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {set_point: true}}}]\n",
-            "steps[0].set_desired.state",
+            "steps[0].set_desired.state.set_point",
             "must be a number",
+        ),
+        (
+            GROUP + "steps: [{at: 1s, set_desired: {group: rooms, state: {set_point: 21.123}}}]\n",
+            "steps[0].set_desired.state.set_point",
+            "2 decimals at most",
         ),
         (
             GROUP + "steps: [{at: 1s, set_desired: {thing: rooms-000010, state: {set_point: 20}}}]\n",
