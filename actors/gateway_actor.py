@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 import ray
 
 from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls
@@ -68,8 +69,14 @@ class ClusterView:
                 ("broker", settings.broker_pid),
             )
         ]
-        gateway = ProcessStatus("gateway", os.getpid())
-        return [*supervised, gateway, await self._bridge(), *await self._shard_actors()]
+        served = [
+            ProcessStatus("gateway", os.getpid()),
+            await self._bridge(),
+            *await self._shard_actors(),
+        ]
+        known = {process.pid for process in (*supervised, *served)}
+        others = await asyncio.to_thread(_descendants, settings.supervisor_pid)
+        return [*supervised, *served, *(ProcessStatus("ray", pid) for pid in others if pid not in known)]
 
     async def _bridge(self) -> ProcessStatus:
         try:
@@ -100,10 +107,16 @@ class ClusterView:
                 "telemetry_refused": status.refused_telemetry_count,
                 "ticks": status.tick_count,
                 "journal_entries": status.journal_entry_count,
+                "announcements_dropped": status.dropped_announcement_count,
             }
             found.append(
                 ProcessStatus(
-                    "shard_actor", status.pid, status.shards, twin_count=status.twin_count, totals=totals
+                    "shard_actor",
+                    status.pid,
+                    status.shards,
+                    twin_count=status.twin_count,
+                    queue_length=status.queue_length,
+                    totals=totals,
                 )
             )
         return found
@@ -125,6 +138,14 @@ def _by_pid(role: str, pid: int) -> ProcessStatus:
     if is_process_alive(pid):
         return ProcessStatus(role, pid)
     return ProcessStatus(role, pid, state="down", reason="the process has ended")
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have started: the rest is Ray's own."""
+    try:
+        return sorted(child.pid for child in psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ CELL_ROWS: Final = 32
 CHUNK_CELLS: Final = 512
 
 # A room settles within half an hour; the day swings it by 1.5 K, and noise by 0.3 K (standard deviation).
-_ROOM_TIME_CONSTANT_S: Final = 1800.0
+ROOM_TIME_CONSTANT_S: Final = 1800.0
 _DAY_SWING_K: Final = 1.5
 _TEMPERATURE_NOISE_K: Final = 0.3
 # The warmest hour of the day is 16 h, ten hours after the wave's own maximum.
@@ -419,7 +419,7 @@ class _Thermostat:
     @staticmethod
     def _follow(temperature: Column, target: Column, noise: Column, *, period_s: int) -> None:
         """Let the temperature revert towards `target`, with noise, in place; `target` and `noise` are used up."""
-        rate = period_s / (_ROOM_TIME_CONSTANT_S + period_s)
+        rate = period_s / (ROOM_TIME_CONSTANT_S + period_s)
         np.subtract(target, temperature, out=target)
         np.multiply(target, np.float32(rate), out=target)
         np.add(temperature, target, out=temperature)
