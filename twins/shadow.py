@@ -8,7 +8,7 @@ are kept in separate trees, so that a device may use any key, `timestamp` includ
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -124,7 +124,9 @@ def client_token_of(payload: bytes) -> str | None:
 def _is_client_token(token: object) -> bool:
     if type(token) is not str:
         return False
-    return len(token) <= CLIENT_TOKEN_BYTES_MAX and len(token.encode()) <= CLIENT_TOKEN_BYTES_MAX
+    return len(token) <= CLIENT_TOKEN_BYTES_MAX and (
+        token.isascii() or len(token.encode()) <= CLIENT_TOKEN_BYTES_MAX
+    )
 
 
 def check_simple_request(payload: bytes) -> str | None:
@@ -231,16 +233,17 @@ def without_nulls(value: Tree) -> Tree | None:
     return kept if kept or not value else None
 
 
-def merge(state: Tree, metadata: Tree, patch: Mapping[str, Any], *, stamp: Stamp) -> None:
-    """Merge `patch` into `state` and `metadata`, in place.
+def merge(state: Tree, metadata: Tree, patch: Tree, *, stamp: Stamp) -> Tree:
+    """Merge `patch` into `state` and `metadata`, in place, and return the metadata of the patch itself.
 
     Null removes, objects merge, everything else replaces; each touched leaf gets `stamp`. An object that a null
     leaves empty goes too (open: the service may keep it as {}).
     """
     if _is_plain(patch.values()):
+        stamps = dict.fromkeys(patch, stamp)
         state.update(patch)
-        metadata.update(dict.fromkeys(patch, stamp))
-        return
+        metadata.update(stamps)
+        return stamps
     for key, value in patch.items():
         if value is None:
             state.pop(key, None)
@@ -256,6 +259,8 @@ def merge(state: Tree, metadata: Tree, patch: Mapping[str, Any], *, stamp: Stamp
         elif (new := without_nulls(value)) is not None:
             state[key] = new
             metadata[key] = stamp_tree(new, stamp)
+    stamped: Tree = stamp_tree(patch, stamp)
+    return stamped
 
 
 def delta_of(desired: Tree, reported: Tree, metadata: Tree) -> tuple[Tree, Tree]:
@@ -318,16 +323,16 @@ class ShadowDocument:
         if self._size_bound > DOCUMENT_BYTES_MAX:
             self._size_bound = self._size_bytes() + request.payload_bytes * _GROWTH_MAX
         if self._size_bound > DOCUMENT_BYTES_MAX:
-            self._merge_checked(request, now_s)
+            metadata = self._merge_checked(request, now_s)
         else:
-            self._merge_state(request.state, Stamp(now_s))
+            metadata = self._merge_state(request.state, Stamp(now_s))
         if self.is_forgotten(now_s):
             self.version = 0
         self.exists = True
         self.version += 1
         self.changed_at_s = now_s
         self._current = None
-        return self._announce(request, now_s, previous)
+        return self._announce(request, metadata, previous)
 
     def is_forgotten(self, now_s: int) -> bool:
         """Tell whether this shadow was deleted so long ago that its version begins anew."""
@@ -346,10 +351,10 @@ class ShadowDocument:
         if not self.exists and version > 1:
             raise InvalidRequest("Invalid version")
 
-    def _merge_checked(self, request: UpdateRequest, now_s: int) -> None:
+    def _merge_checked(self, request: UpdateRequest, now_s: int) -> Stamp | Tree:
         """Merge on a copy, count the exact size, and adopt the copy only if it fits."""
         trial = copy.deepcopy(self)
-        trial._merge_state(request.state, Stamp(now_s))
+        metadata = trial._merge_state(request.state, Stamp(now_s))
         self._size_bound = self._size_bytes()
         size_bytes = trial._size_bytes()
         if size_bytes > DOCUMENT_BYTES_MAX:
@@ -357,30 +362,36 @@ class ShadowDocument:
         self.desired, self.desired_metadata = trial.desired, trial.desired_metadata
         self.reported, self.reported_metadata = trial.reported, trial.reported_metadata
         self._size_bound = size_bytes
+        return metadata
 
     def _size_bytes(self) -> int:
         return len(encode_json(self.desired)) + len(encode_json(self.reported))
 
-    def _merge_state(self, state: Tree | None, stamp: Stamp) -> None:
+    def _merge_state(self, state: Tree | None, stamp: Stamp) -> Stamp | Tree:
+        """Merge the sections of an update, in place, and return the update's own metadata."""
         if state is None:
-            state = {"desired": None, "reported": None}
-        if "desired" in state:
-            patch = state["desired"]
+            self._clear("desired")
+            self._clear("reported")
+            return stamp
+        metadata: Tree = {}
+        for name, patch in state.items():
             if patch is None:
-                self.desired, self.desired_metadata = {}, {}
+                self._clear(name)
+                metadata[name] = stamp
+            elif name == "reported":
+                metadata[name] = merge(self.reported, self.reported_metadata, patch, stamp=stamp)
             else:
-                merge(self.desired, self.desired_metadata, patch, stamp=stamp)
-        if "reported" in state:
-            patch = state["reported"]
-            if patch is None:
-                self.reported, self.reported_metadata = {}, {}
-            else:
-                merge(self.reported, self.reported_metadata, patch, stamp=stamp)
+                metadata[name] = merge(self.desired, self.desired_metadata, patch, stamp=stamp)
+        return metadata
 
-    def _announce(self, request: UpdateRequest, now_s: int, previous: bytes) -> Announcement:
-        token, version = request.client_token, self.version
-        stamp = Stamp(now_s)
-        metadata = stamp if request.state is None else stamp_tree(request.state, stamp)
+    def _clear(self, section: str) -> None:
+        if section == "reported":
+            self.reported, self.reported_metadata = {}, {}
+        else:
+            self.desired, self.desired_metadata = {}, {}
+
+    def _announce(self, request: UpdateRequest, metadata: Stamp | Tree, previous: bytes) -> Announcement:
+        token, version, now_s = request.client_token, self.version, self.changed_at_s
         accepted = encode_json(_ShadowBody(request.state, metadata, version, now_s, token))
         current = msgspec.Raw(self._encode_current())
         documents = encode_json(_DocumentsBody(msgspec.Raw(previous), current, now_s, token))
