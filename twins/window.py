@@ -15,6 +15,10 @@ WINDOW_S: Final = 300
 BUCKET_S: Final = 150
 # Distinct (stream, field) pairs that one thing may report, so that a device with random field names stays bounded.
 FIELD_COUNT_MAX: Final = 256
+# Characters of texts and arrays that one thing may have kept, over all its fields: eight of the largest messages.
+KEPT_LENGTH_MAX: Final = 8 * 131_072
+# Messages lighter than this are taken without counting what is kept already.
+_LIGHT_LENGTH: Final = 1024
 # Levels of objects that are taken apart, and levels that a value below them may have: as deep as a shadow may be.
 _NESTING_MAX: Final = 8
 # Larger numbers are kept but not counted, so that no sum over a window leaves the range of a float (1.8e308).
@@ -78,8 +82,8 @@ class ThingTelemetry:
     def add(self, stream: str, values: Any, now_s: int) -> None:
         """Take in one message, in place.
 
-        InvalidRequest, with nothing changed, if it is no object, would make too many fields or nests too deep.
-        Fields of nested objects are named by their path, with dots.
+        InvalidRequest, with nothing changed, if it is no object, nests too deep, or if too much would be kept. Fields
+        of nested objects are named by their path, with dots.
         """
         if type(values) is not dict:
             raise InvalidRequest("A telemetry message must be a JSON object")
@@ -90,6 +94,14 @@ class ThingTelemetry:
         new_count = sum((stream, name) not in fields for name, _ in flat)
         if new_count and len(fields) + new_count > FIELD_COUNT_MAX:
             raise InvalidRequest(f"A thing may report {FIELD_COUNT_MAX} different telemetry fields at most")
+        length = sum(_length(value) for _, value in flat)
+        if length > _LIGHT_LENGTH:
+            arriving = {(stream, name) for name, _ in flat}
+            length += sum(_length(window.value) for key, window in fields.items() if key not in arriving)
+            if length > KEPT_LENGTH_MAX:
+                raise InvalidRequest(
+                    f"A thing may have {KEPT_LENGTH_MAX} characters of telemetry kept at most"
+                )
         for name, value in flat:
             window = fields.get((stream, name))
             if window is None:
@@ -126,6 +138,17 @@ def _flatten(values: dict[str, Any], prefix: str, level: int) -> Iterator[tuple[
             yield from _flatten(value, f"{prefix}{key}.", level + 1)
         else:
             yield prefix + key, value
+
+
+def _length(value: Any) -> int:
+    """Return about how many characters a text, array or object has; a number counts nothing, within one a little."""
+    if type(value) is str:
+        return len(value)
+    if type(value) is list:
+        return sum(8 + _length(child) for child in value)
+    if type(value) is dict:
+        return sum(8 + len(key) + _length(child) for key, child in value.items())
+    return 0
 
 
 def _is_nested_beyond(value: Any, levels: int) -> bool:

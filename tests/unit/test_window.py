@@ -138,3 +138,16 @@ def test_a_twin_that_has_reported_nothing_has_empty_telemetry() -> None:
     request = Request(Operation.TELEMETRY_GET, "lamp", is_direct=True)
     [reply] = Shard(0, 1).apply(Batch("", 0, [request]), NOW_S).replies
     assert json.loads(reply.payload)["streams"] == {}
+
+
+def test_what_one_thing_may_have_kept_is_bounded() -> None:
+    telemetry = ThingTelemetry()
+    for number in range(8):
+        telemetry.add("log", {f"text-{number}": "x" * 130_000}, 0)
+    before = telemetry.describe(0)
+    with pytest.raises(InvalidRequest):
+        telemetry.add("log", {"text-8": ["x" * 65_000, "x" * 65_000]}, 0)
+    assert telemetry.describe(0) == before
+    # What takes another value's place is no more than there was.
+    telemetry.add("log", {"text-7": "y" * 130_000, "level": 1}, 0)
+    assert telemetry.describe(0)["log"]["level"]["value"] == 1
