@@ -1,6 +1,6 @@
-"""The managed MQTT broker (mosquitto) and store (Redis): configured, started, checked, reloaded and stopped.
+"""The managed MQTT broker (mosquitto): configured, started, checked and reloaded, its sessions ended.
 
-Owns their configuration files and what counts as ready. The values and their reasons stand in the templates of
+Owns its configuration files and what counts as ready. The values and their reasons stand in the templates of
 `broker_config`; certificates are `pki`'s, and who has an entry in the access list is the registry's.
 """
 
@@ -18,23 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import jinja2
-import redis
-
-from actors.errors import BrokerError, PlatformNotRunning, StoreError
+from actors.errors import BrokerError, PlatformNotRunning
 from actors.pki import INTERNAL_USER
 from actors.processes import (
     LOOPBACK,
-    ManagedProcess,
-    end_leftover,
     find_process,
-    find_tool,
     free_port,
     is_port_free,
     loopback_addresses,
     require_port_free,
     wait_until,
 )
+from actors.servers import PROBE_TIMEOUT_S, TEMPLATES, ManagedServer, pid_file
 from actors.settings import (
     DataDirectory,
     PlatformSettings,
@@ -42,16 +37,6 @@ from actors.settings import (
     write_atomically,
 )
 
-_TEMPLATES: Final = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).absolute().parent.parent / "broker_config"),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-    # Configuration files, not HTML.
-    autoescape=False,
-)
-# A server on loopback answers within milliseconds; one that is busy reading its files back gets asked again.
-_PROBE_TIMEOUT_S: Final = 1.0
 # A reload reads a few files; a long revocation list takes the longest.
 _RELOAD_TIMEOUT_S: Final = 10.0
 # The password has 256 random bits, so stretching it adds nothing: mosquitto_passwd's own default.
@@ -59,12 +44,6 @@ _PASSWORD_ITERATIONS: Final = 101
 # mosquitto accepts salts of 12 (and, later, 64) bytes.
 _PASSWORD_SALT_BYTES: Final = 12
 _RELOAD_BEGINS: Final = b"Reloading config"
-# What the journal's promise rests on; see the reasons in redis.conf.j2.
-_DURABLE: Final = {
-    "appendonly": "yes",
-    "appendfsync": "always",
-    "maxmemory-policy": "noeviction",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,78 +56,44 @@ class InternalListener:
     password: str
 
 
-class MosquittoBroker:
+class MosquittoBroker(ManagedServer):
     """The platform's MQTT broker: devices over mutual TLS, the bridge on an internal listener.
 
     The caller holds the data directory's lock, and certificates are in place before `start`. Ports that were chosen
     freely stay the same when it is started again, by this object or the next.
     """
 
-    def __init__(self, settings: PlatformSettings) -> None:
-        self._settings = settings
-        self._directory = DataDirectory(settings.data_dir)
-        self._process: ManagedProcess | None = None
-        self.port: Final = settings.mqtt_port or _kept_port(self._directory, "device.port")
-        self.internal: Final = _internal_listener(self._directory)
+    label = "mosquitto"
+    program = "mosquitto"
+    error = BrokerError
 
-    def start(self) -> None:
-        """Start the broker and return when devices and the bridge can connect."""
-        self.spawn()
-        self.wait_until_ready()
+    def __init__(self, settings: PlatformSettings) -> None:
+        directory = DataDirectory(settings.data_dir)
+        super().__init__(
+            settings,
+            home=directory.mosquitto,
+            configuration=_mosquitto_file(directory),
+            log_file=_mosquitto_log(directory),
+        )
+        self.port: Final = settings.mqtt_port or _kept_port(directory, "device.port")
+        self.internal: Final = _internal_listener(directory)
 
     def spawn(self) -> None:
         """Start the broker without waiting for it; PortInUse, ToolMissing or ProcessEnded if it cannot be."""
-        tool = find_tool("mosquitto", package="mosquitto", tool_directories=[self._directory.tools])
-        configuration = _mosquitto_file(self._directory)
-        _end_leftover(
-            self._directory.mosquitto,
-            "mosquitto",
-            configuration,
-            settings=self._settings,
-        )
+        self._launch(self._configure, "-c")
+
+    def _configure(self) -> None:
         for host in loopback_addresses():
             require_port_free(host, self.port, option="--mqtt-port")
-        self._write_configuration(configuration)
-        self._process = ManagedProcess.start(
-            "mosquitto",
-            [tool.path, "-c", configuration],
-            log_file=_mosquitto_log(self._directory),
-            environment=tool.environment,
-        )
-        _write_pid(self._directory.mosquitto, self._process.pid)
+        self._write_configuration(self._configuration)
 
     def wait_until_ready(self) -> None:
         """Return when both listeners serve; BrokerError if that takes too long."""
-        process = self._require_process()
-        if not process.wait_until(self._is_ready, timeout_s=self._settings.start_timeout_s):
-            raise BrokerError(
-                f"mosquitto did not become ready in {self._settings.start_timeout_s} s; see {process.log_file}:\n"
-                f"{process.log_tail()}"
-            )
+        self._wait_until(self._is_ready)
 
     def reload(self) -> None:
         """Make the broker read its access lists and the revocation list again, and return when it has."""
         reload_broker(self._settings.data_dir)
-
-    def stop(self) -> None:
-        """End the broker, with time to save its sessions. Nothing happens if it does not run."""
-        if self._process is not None:
-            self._process.stop(timeout_s=self._settings.stop_timeout_s)
-            _pid_file(self._directory.mosquitto).unlink(missing_ok=True)
-
-    def is_alive(self) -> bool:
-        """Tell whether the broker's process runs."""
-        return self._process is not None and self._process.is_alive()
-
-    @property
-    def pid(self) -> int:
-        """The broker's process id; it must have been started."""
-        return self._require_process().pid
-
-    def _require_process(self) -> ManagedProcess:
-        if self._process is None:
-            raise BrokerError("mosquitto has not been started; start it first")
-        return self._process
 
     def _is_ready(self) -> bool:
         ca_file = self._directory.pki / "ca.pem"
@@ -158,7 +103,7 @@ class MosquittoBroker:
 
     def _write_configuration(self, configuration: Path) -> None:
         directory = self._directory.mosquitto
-        text = _TEMPLATES.get_template("mosquitto.conf.j2").render(
+        text = TEMPLATES.get_template("mosquitto.conf.j2").render(
             is_root=os.geteuid() == 0,
             directory=directory,
             pki=self._directory.pki,
@@ -193,10 +138,10 @@ def reload_broker(data_dir: Path) -> None:
     revocation list would let revoked devices in.
     """
     directory = DataDirectory(data_dir)
-    pid_file = _pid_file(directory.mosquitto)
-    pid = find_process(pid_file, program="mosquitto", argument=str(_mosquitto_file(directory)))
+    holder = pid_file(directory.mosquitto)
+    pid = find_process(holder, program="mosquitto", argument=str(_mosquitto_file(directory)))
     if pid is None:
-        raise PlatformNotRunning(data_dir, f"{pid_file} names no running mosquitto")
+        raise PlatformNotRunning(data_dir, f"{holder} names no running mosquitto")
     log_file = _mosquitto_log(directory)
     offset = log_file.stat().st_size
     os.kill(pid, signal.SIGHUP)
@@ -230,127 +175,6 @@ def end_session(data_dir: Path, client_id: str) -> None:
         raise BrokerError(f"mosquitto did not end the session of {client_id!r}; try again", retryable=True)
 
 
-class RedisServer:
-    """The platform's store: a Redis on loopback that has written to disk what it acknowledges.
-
-    The caller holds the data directory's lock. The port is a free one, and stays while this object lives.
-    """
-
-    def __init__(self, settings: PlatformSettings) -> None:
-        self._settings = settings
-        self._directory = DataDirectory(settings.data_dir)
-        self._process: ManagedProcess | None = None
-        self._password = read_or_create_secret(self._directory.redis_password_file)
-        self.port: Final = free_port()
-        # With the password: whoever keeps it in a file keeps that file to its owner.
-        self.url: Final = f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
-
-    def start(self) -> None:
-        """Start the store and return when it has read its data back and keeps what it acknowledges."""
-        self.spawn()
-        self.wait_until_ready()
-
-    def spawn(self) -> None:
-        """Start the store without waiting for it; ToolMissing or ProcessEnded if it cannot be."""
-        tool = find_tool(
-            "redis-server",
-            package="redis-server",
-            tool_directories=[self._directory.tools],
-        )
-        configuration = self._directory.redis / "redis.conf"
-        _end_leftover(
-            self._directory.redis,
-            "redis-server",
-            configuration,
-            settings=self._settings,
-        )
-        text = _TEMPLATES.get_template("redis.conf.j2").render(
-            host=LOOPBACK,
-            port=self.port,
-            password=self._password,
-            quoted_directory=_redis_quoted(self._directory.redis),
-            memory_max_bytes=self._settings.store_memory_max_bytes,
-        )
-        write_atomically(configuration, text.encode())
-        self._process = ManagedProcess.start(
-            "redis-server",
-            [tool.path, configuration],
-            log_file=self._directory.logs / "redis.log",
-            environment=tool.environment,
-        )
-        _write_pid(self._directory.redis, self._process.pid)
-
-    def wait_until_ready(self) -> None:
-        """Return when the store answers; StoreError if that takes too long or it would lose data."""
-        process = self._require_process()
-        if not process.wait_until(lambda: _answers(self.url), timeout_s=self._settings.start_timeout_s):
-            raise StoreError(
-                f"Redis did not become ready in {self._settings.start_timeout_s} s; see {process.log_file}:\n"
-                f"{process.log_tail()}"
-            )
-        require_durable(self.url)
-
-    def stop(self) -> None:
-        """End the store; what it acknowledged is on disk. Nothing happens if it does not run."""
-        if self._process is not None:
-            self._process.stop(timeout_s=self._settings.stop_timeout_s)
-            _pid_file(self._directory.redis).unlink(missing_ok=True)
-
-    def is_alive(self) -> bool:
-        """Tell whether the store's process runs."""
-        return self._process is not None and self._process.is_alive()
-
-    @property
-    def pid(self) -> int:
-        """The store's process id; it must have been started."""
-        return self._require_process().pid
-
-    def _require_process(self) -> ManagedProcess:
-        if self._process is None:
-            raise StoreError("Redis has not been started; start it first")
-        return self._process
-
-
-def require_durable(url: str) -> None:
-    """Raise StoreError, naming the settings to change, unless the Redis at `url` keeps what it acknowledges."""
-    try:
-        with _redis_client(url) as client:
-            found = {name: client.config_get(name).get(name) for name in _DURABLE}
-    except redis.RedisError as error:
-        raise StoreError(f"Redis cannot be asked for its settings: {error}", retryable=True) from None
-    wrong = [
-        f"{name} is {found[name]!r}, set it to {wanted}"
-        for name, wanted in _DURABLE.items()
-        if found[name] != wanted
-    ]
-    if wrong:
-        raise StoreError(f"Redis would lose what it has acknowledged: {'; '.join(wrong)}")
-
-
-def _redis_client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=_PROBE_TIMEOUT_S,
-        socket_connect_timeout=_PROBE_TIMEOUT_S,
-        retry=None,
-    )
-
-
-def _answers(url: str) -> bool:
-    try:
-        with _redis_client(url) as client:
-            return bool(client.ping())
-    except (redis.ConnectionError, redis.TimeoutError):
-        # Not listening yet, or still reading its data back.
-        return False
-
-
-def _redis_quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def _internal_listener(directory: DataDirectory) -> InternalListener:
     return InternalListener(
         host=LOOPBACK,
@@ -373,7 +197,7 @@ def _accepts_bridge(listener: InternalListener, *, client_id: str = "") -> bool:
     # One byte holds up to 127, two up to 16,383 (2.2.3); all three fields together are below 300.
     length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) & 127 | 128, len(body) >> 7])
     try:
-        with socket.create_connection((listener.host, listener.port), timeout=_PROBE_TIMEOUT_S) as connection:
+        with socket.create_connection((listener.host, listener.port), timeout=PROBE_TIMEOUT_S) as connection:
             connection.sendall(b"\x10" + length + body)
             answer = connection.recv(4)
             connection.sendall(b"\xe0\x00")
@@ -388,7 +212,7 @@ def _serves_tls(host: str, port: int, ca_file: Path) -> bool:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         with (
-            socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S) as connection,
+            socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as connection,
             context.wrap_socket(connection, server_hostname=host),
         ):
             return True
@@ -405,7 +229,7 @@ def _mosquitto_password(user_name: str, password: str) -> str:
 
 
 def _render_acl(*, audience: str, internal_user: str = "", entries: Sequence[tuple[str, str]] = ()) -> bytes:
-    template = _TEMPLATES.get_template("acl.j2")
+    template = TEMPLATES.get_template("acl.j2")
     return template.render(audience=audience, internal_user=internal_user, entries=entries).encode()
 
 
@@ -417,7 +241,7 @@ def _kept_port(directory: DataDirectory, file_name: str) -> int:
     """
     file = directory.mosquitto / file_name
     running = find_process(
-        _pid_file(directory.mosquitto),
+        pid_file(directory.mosquitto),
         program="mosquitto",
         argument=str(_mosquitto_file(directory)),
     )
@@ -430,21 +254,6 @@ def _kept_port(directory: DataDirectory, file_name: str) -> int:
     port = free_port()
     write_atomically(file, f"{port}\n".encode())
     return port
-
-
-def _end_leftover(directory: Path, program: str, configuration: Path, *, settings: PlatformSettings) -> None:
-    # After a kill -9 of its parent a child saves its files for a moment; two on one directory would destroy them.
-    pid = find_process(_pid_file(directory), program=program, argument=str(configuration))
-    if pid is not None:
-        end_leftover(pid, timeout_s=settings.stop_timeout_s)
-
-
-def _write_pid(directory: Path, pid: int) -> None:
-    write_atomically(_pid_file(directory), f"{pid}\n".encode())
-
-
-def _pid_file(directory: Path) -> Path:
-    return directory / "pid"
 
 
 def _mosquitto_file(directory: DataDirectory) -> Path:

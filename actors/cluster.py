@@ -26,7 +26,7 @@ from actors.actor_settings import (
     HostSettings,
 )
 from actors.bridge_actor import BridgeActor
-from actors.broker import MosquittoBroker, RedisServer
+from actors.broker import MosquittoBroker
 from actors.errors import WorldError
 from actors.gateway_actor import GatewayActor
 from actors.journal import Journal
@@ -45,6 +45,7 @@ from actors.settings import (
     read_or_create_secret,
 )
 from actors.shard_actor import ShardActor
+from actors.store import RedisServer
 from actors.wall_clock import WallClock
 
 _LOG: Final = logging.getLogger(__name__)

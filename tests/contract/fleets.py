@@ -14,11 +14,11 @@ from typing import Any
 import ray
 
 from actors.actor_settings import BRIDGE_NAME, HostSettings
-from actors.broker import RedisServer
 from actors.ray_fleet import RayFleet, open_actor, start_actor
 from actors.ray_runtime import local_head
 from actors.settings import DataDirectory, PlatformSettings, read_or_create_secret
 from actors.shard_actor import ShardActor
+from actors.store import RedisServer
 
 SHARD_COUNT = 8
 # Small enough for a snapshot to be taken in a test now and then.

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from actors.broker import RedisServer
 from actors.settings import DataDirectory, PlatformSettings
+from actors.store import RedisServer
 from tests.integration.running_platform import RunningPlatform, platform_on
 
 

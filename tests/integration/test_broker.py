@@ -19,11 +19,12 @@ import pytest
 from gmqtt import Client
 from gmqtt.mqtt.constants import MQTTv311
 
-from actors.broker import MosquittoBroker, RedisServer, end_session, reload_broker, write_acl
+from actors.broker import MosquittoBroker, end_session, reload_broker, write_acl
 from actors.errors import BrokerError, PlatformNotRunning, PortInUse, ProcessEnded
 from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import loopback_addresses, wait_until
 from actors.settings import DataDirectory, PlatformSettings, is_process_alive, write_atomically
+from actors.store import RedisServer
 
 # A local broker answers in milliseconds; a loaded machine gets the rest.
 DEADLINE_S = 10.0
@@ -553,7 +554,8 @@ def test_nothing_listens_beyond_loopback(site: Site, store: RedisServer) -> None
 
 _PARENT = """
 import pathlib, sys, signal
-from actors.broker import MosquittoBroker, RedisServer
+from actors.broker import MosquittoBroker
+from actors.store import RedisServer
 from actors.pki import CertificateAuthority
 from actors.settings import DataDirectory, PlatformSettings
 directory = DataDirectory(pathlib.Path(sys.argv[1]))

@@ -16,7 +16,6 @@ import httpx
 import pytest
 from cryptography import x509
 
-from actors.broker import RedisServer
 from actors.gateway.server import HttpServer
 from actors.settings import (
     DataDirectory,
@@ -27,6 +26,7 @@ from actors.settings import (
     UrlEndpoint,
     write_atomically,
 )
+from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, TOKEN, Gateway, open_gateway
 from twinfleet.cli import run_command
 

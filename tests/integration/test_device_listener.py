@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from actors.broker import RedisServer
 from actors.gateway.server import HttpServer, MutualTls
 from actors.pki import CertificateAuthority, KeyAndRequest, generate_key_and_csr
 from actors.settings import DataDirectory, PlatformSettings
+from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
 
 DEADLINE_S = 10.0

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.broker import RedisServer
 from actors.errors import PortInUse, StoreError, WorldError
 from actors.gateway.operators import OPEN_PATHS
 from actors.gateway.server import HttpServer, bind_loopback
@@ -21,6 +20,7 @@ from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
 from actors.registry import FleetRecord, new_thing
 from actors.settings import DataDirectory, PlatformSettings
+from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group

@@ -16,12 +16,12 @@ import pytest
 from awsiot import iotshadow
 
 from actors.actor_settings import HostSettings
-from actors.broker import RedisServer
 from actors.journal import Journal
 from actors.processes import find_tool
 from actors.registry import Registry
 from actors.settings import DataDirectory, PlatformSettings
 from actors.shard_actor import ShardHost
+from actors.store import RedisServer
 from actors.wall_clock import WallClock
 from tests.integration.running_platform import (
     DEADLINE_S,

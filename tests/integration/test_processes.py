@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from actors.broker import RedisServer, require_durable
 from actors.errors import StoreError, ToolMissing
 from actors.processes import ManagedProcess, find_tool, free_port, loopback_addresses, wait_until
+from actors.store import RedisServer, require_durable
 
 # A local server answers in milliseconds; a loaded machine gets the rest.
 DEADLINE_S = 10.0

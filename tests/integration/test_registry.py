@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from actors.broker import RedisServer
 from actors.errors import (
     DescriptionError,
     FleetExists,
@@ -23,6 +22,7 @@ from actors.errors import (
 from actors.pki import CertificateAuthority, IssuedCertificate, generate_key_and_csr
 from actors.registry import FleetRecord, Registry, ThingRecord, check_fleet_name, check_thing, new_thing
 from actors.settings import DataDirectory, PlatformSettings
+from actors.store import RedisServer
 from twins.clock import VirtualClock
 from twins.errors import InvariantError, ModelError
 from twins.messages import GroupOrder

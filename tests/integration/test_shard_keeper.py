@@ -13,10 +13,10 @@ import redis
 
 from actors import journal
 from actors.actor_settings import HostSettings
-from actors.broker import RedisServer
 from actors.errors import ShardFenced, StoreError
 from actors.settings import DataDirectory, PlatformSettings
 from actors.shard_actor import ShardHost
+from actors.store import RedisServer
 from twins.messages import Batch, Operation, Outcome, Publish, Request, decode_outcome
 
 MEGABYTE = 1 << 20
