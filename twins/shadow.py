@@ -317,7 +317,8 @@ class ShadowDocument:
 
     def update(self, request: UpdateRequest, now_s: int) -> Announcement:
         """Apply an update, in place, and return what it announces; on RequestError nothing has changed."""
-        self._check_version(request.version)
+        if request.version is not None:
+            self._check_version(request.version)
         previous = self._encode_current() if self.exists else b"null"
         self._size_bound += request.payload_bytes * _GROWTH_MAX
         if self._size_bound > DOCUMENT_BYTES_MAX:
@@ -326,9 +327,10 @@ class ShadowDocument:
             metadata = self._merge_checked(request, now_s)
         else:
             metadata = self._merge_state(request.state, Stamp(now_s))
-        if self.is_forgotten(now_s):
-            self.version = 0
-        self.exists = True
+        if not self.exists:
+            if self.is_forgotten(now_s):
+                self.version = 0
+            self.exists = True
         self.version += 1
         self.changed_at_s = now_s
         self._current = None
@@ -342,9 +344,7 @@ class ShadowDocument:
         """Have the exact size counted at the next update, in place: for a shadow put together from stored parts."""
         self._size_bound = DOCUMENT_BYTES_MAX
 
-    def _check_version(self, version: int | None) -> None:
-        if version is None:
-            return
+    def _check_version(self, version: int) -> None:
         if self.exists and version != self.version:
             raise VersionConflict
         # Open: what the service says to a version of a shadow that does not exist; the first one is let through.

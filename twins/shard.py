@@ -423,13 +423,17 @@ def _rejection(error: RequestError, request: Request, now_s: int) -> bytes:
 
 
 _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
-_HANDLERS: Final[Mapping[Operation, Any]] = {
-    Operation.SHADOW_GET: Shard._get,
-    Operation.SHADOW_UPDATE: Shard._update,
-    Operation.SHADOW_DELETE: Shard._delete,
-    Operation.TELEMETRY: Shard._take_telemetry,
-    Operation.TELEMETRY_GET: Shard._get_telemetry,
-    Operation.SHADOW_LIST: Shard._list_shadows,
-    Operation.REGISTER: Shard._register,
-    Operation.UNREGISTER: Shard._unregister,
-}
+# By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
+_HANDLERS: Final[tuple[Any, ...]] = tuple(
+    {
+        Operation.SHADOW_GET: Shard._get,
+        Operation.SHADOW_UPDATE: Shard._update,
+        Operation.SHADOW_DELETE: Shard._delete,
+        Operation.TELEMETRY: Shard._take_telemetry,
+        Operation.TELEMETRY_GET: Shard._get_telemetry,
+        Operation.SHADOW_LIST: Shard._list_shadows,
+        Operation.REGISTER: Shard._register,
+        Operation.UNREGISTER: Shard._unregister,
+    }.get(number)  # type: ignore[call-overload]  # an IntEnum's member equals its number
+    for number in range(max(Operation) + 1)
+)

@@ -1,5 +1,7 @@
 """JSON shadow updates a second through the core, one process: bytes in; accepted, documents and delta as bytes out.
 
+Payloads are JSON as a device sends it, in requests as the bridge hands them over.
+
 The baseline is what a plain dictionary and the JSON codec can do: decode, merge with a time per property, count the
 version, encode the accepted document. It makes no documents and no delta, and checks nothing.
 """
@@ -47,7 +49,10 @@ class CoreUpdates:
             for i in range(THING_COUNT)
         ]
         self.shard.apply(Batch("", 0, registrations), NOW_S)
-        self.payloads = [_payload(i) for i in range(THING_COUNT)]
+        updates = [Request(Operation.SHADOW_UPDATE, self._name(i), _payload(i)) for i in range(THING_COUNT)]
+        self.batches = [
+            updates[start : start + BATCH_LENGTH] for start in range(0, THING_COUNT, BATCH_LENGTH)
+        ]
         self.sequence = 0
 
     @staticmethod
@@ -58,11 +63,7 @@ class CoreUpdates:
         """Apply some batches and return the number of updates."""
         for _ in range(BATCHES_A_ROUND):
             self.sequence += 1
-            things = range(self.sequence * BATCH_LENGTH, (self.sequence + 1) * BATCH_LENGTH)
-            requests = [
-                Request(Operation.SHADOW_UPDATE, self._name(i % THING_COUNT), self.payloads[i % THING_COUNT])
-                for i in things
-            ]
+            requests = self.batches[self.sequence % len(self.batches)]
             outcome = self.shard.apply(Batch("bench", self.sequence, requests), NOW_S + self.sequence)
             if len(outcome.publishes) != 2 * BATCH_LENGTH:
                 raise RuntimeError("every update is answered by an accepted and a documents message")
