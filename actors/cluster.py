@@ -33,7 +33,7 @@ from actors.journal import Journal
 from actors.pacer import Pacer
 from actors.pki import CertificateAuthority
 from actors.processes import loopback_addresses, require_port_free
-from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor
+from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
 from actors.ray_runtime import local_head
 from actors.registry import Registry
 from actors.settings import (
@@ -44,7 +44,6 @@ from actors.settings import (
     UrlEndpoint,
     read_or_create_secret,
 )
-from actors.shard_actor import ShardActor
 from actors.store import RedisServer
 from actors.wall_clock import WallClock
 
@@ -188,12 +187,7 @@ class _Platform:
 
     def _start_actors(self) -> GatewayUrls:
         count = self._settings.shard_actor_count
-        options: dict[str, Any] = {
-            "concurrency_groups": {"control": 1, "lifetime": 1},
-            # In Ray's ordered mode one lost call can hold up all that come after it, for good.
-            "allow_out_of_order_execution": True,
-        }
-        hosts = [start_actor(ShardActor, actor_name(index), BRIDGE_NAME, **options) for index in range(count)]
+        hosts = [start_shard_actor(actor_name(index)) for index in range(count)]
         bridge = start_actor(BridgeActor, BRIDGE_NAME)
         gateway = start_actor(GatewayActor, GATEWAY_NAME)
         for index, host in enumerate(hosts):

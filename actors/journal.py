@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from actors.errors import ShardFenced, StoreError
-from actors.store_errors import store_error
+from actors.store_errors import is_fenced, store_error
 from twins.messages import Batch, GroupOrder, TickOrder
 
 # Entries read in one round trip when a shard is opened: a few megabytes.
@@ -24,7 +24,6 @@ _PAGE_LENGTH: Final = 500
 # An append waits for one write to disk; a disk that takes longer than this does not work.
 _ANSWER_TIMEOUT_S: Final = 10.0
 _FIELD: Final = b"r"
-_STALE_ID: Final = "equal or smaller"
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True, tag="apply"):
@@ -98,7 +97,7 @@ class Journal:
         return epoch
 
     def _refusal(self, shard: int, error: redis.RedisError) -> StoreError | ShardFenced:
-        if _STALE_ID in str(error):
+        if is_fenced(error):
             return ShardFenced(shard, self._positions.get(shard, (0, 0))[0])
         return store_error(error, f"the journal of shard {shard}")
 

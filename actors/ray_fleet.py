@@ -15,12 +15,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.actor_settings import GATEWAY_NAME
+from actors.actor_settings import BRIDGE_NAME, GATEWAY_NAME
 from actors.errors import ShardUnavailable, WorldError
 from actors.fleet import JsonObject
 from actors.ray_runtime import join
 from actors.settings import Endpoints
-from actors.shard_actor import HostStatus
+from actors.shard_actor import HostStatus, ShardActor
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -57,6 +57,19 @@ def start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -
     # A call is never repeated by Ray: it may have been carried out, and would come out of order.
     remote_class: Any = ray.remote(num_cpus=_CPU_SHARE, max_task_retries=0, **options)(actor_class)
     return remote_class.options(name=name).remote(*arguments)
+
+
+def start_shard_actor(name: str) -> Any:
+    """Return the handle of a new shard actor under a name; it does nothing until it is opened."""
+    return start_actor(
+        ShardActor,
+        name,
+        BRIDGE_NAME,
+        # One for health, one whose only call never returns.
+        concurrency_groups={"control": 1, "lifetime": 1},
+        # In Ray's ordered mode one lost call can hold up all that come after it, for good.
+        allow_out_of_order_execution=True,
+    )
 
 
 def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:

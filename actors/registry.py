@@ -30,7 +30,7 @@ from actors.errors import (
     ThingNotFound,
 )
 from actors.pki import IssuedCertificate, is_certificate_id
-from actors.store_errors import store_error
+from actors.store_errors import is_fenced, store_error
 from twins.clock import Clock
 from twins.errors import InvariantError
 from twins.messages import GroupOrder
@@ -50,7 +50,6 @@ _ATTRIBUTE_VALUE: Final = re.compile(r"[a-zA-Z0-9_.,@/:#=\[\]-]{0,800}")
 FLEET_NAME_LENGTH_MAX: Final = 117
 # Names that Redis hands over at once while a whole index is walked.
 _WALK_PAGE: Final = 1000
-_STALE_ENTRY: Final = "equal or smaller than the target stream top item"
 
 # KEYS[1]: the stream. ARGV: entry id; the entry's fields and values; pairs of key and the content it must
 # have ('' for none); the writing commands. Answers 0, or the number of the first condition that does not
@@ -449,7 +448,7 @@ def _store_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        if _STALE_ENTRY in str(error):
+        if is_fenced(error):
             problem = "another process has opened the registry for writing since; restart the platform"
             raise StoreError(problem) from error
         raise store_error(error, "the registry") from error

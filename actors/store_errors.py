@@ -1,7 +1,7 @@
 """What a refusal or a silence of Redis means: the one place that tells those that pass from those that last.
 
-Not here: what a refusal means to one caller alone (an older writer's entry id, which the journal and the registry fence
-by), and whether anybody tries again.
+Not here: what an older writer's refusal means to the journal and to the registry, which both fence by it, and whether
+anybody tries again.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ from actors.errors import StoreError
 _PASSING: Final = frozenset({"MISCONF", "BUSY", "NOREPLICAS"})
 _PASSING_KINDS: Final = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)
 _FULL: Final = "OOM"
+_STALE_ENTRY: Final = "equal or smaller than the target stream top item"
 # A refusal begins with its code, where the client has no class of its own for it, which says as much; inside a script
 # Redis 6.2 says `Error running script ...: -OOM command ...`, and no class is found for that.
 _CODE: Final = re.compile(r"(?:ERR )?Error running script.*?: ?-([A-Z]+) |([A-Z]+) ")
+
+
+def is_fenced(error: RedisError) -> bool:
+    """Tell whether Redis refuses an entry because its id is not above the last: a later writer opened the stream."""
+    return _STALE_ENTRY in str(error)
 
 
 def store_error(error: RedisError, subject: str) -> StoreError:

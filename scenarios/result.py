@@ -17,8 +17,6 @@ EXIT_CODES: Final[Mapping[Verdict, int]] = {
     # As a shell tells that SIGINT (2) ended a program: 128 + 2.
     "INTERRUPTED": 130,
 }
-# A scenario file with mistakes, or one that clashes with what the fleet holds: there is no run and no result.
-EXIT_INVALID: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

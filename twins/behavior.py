@@ -111,9 +111,12 @@ class SimulatedFleet:
         self.next_tick = 0
         blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
         self.table = PatternRows(
-            model_named(group.model), group.pattern, fleet_count=group.count, blocks=blocks
+            model_named(group.model),
+            group.pattern,
+            fleet_count=group.count,
+            blocks=blocks,
+            row_multiple=CELL_ROWS,
         )
-        self.table.grow(-(-self.table.count // CELL_ROWS) * CELL_ROWS)
         cells = np.arange(BLOCK_SIZE // CELL_ROWS, dtype=np.uint32)
         numbers = (blocks[:, None] * np.uint32(BLOCK_SIZE // CELL_ROWS) + cells).reshape(-1)
         self._cell_numbers = numbers[: self.table.capacity // CELL_ROWS]
@@ -154,7 +157,7 @@ class SimulatedFleet:
         """
         if order.desired and order.first_tick >= self.next_tick:
             self._desire(order)
-        summary = TickSummary(connected_count=int(self.connected.sum()))
+        summary = TickSummary()
         for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
             summary = summary.then(self._run_tick(tick, scratch))
             self.next_tick = tick + 1

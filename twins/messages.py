@@ -175,5 +175,4 @@ def encode(message: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-decode_batch: Final = msgspec.msgpack.Decoder(Batch).decode
 decode_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode

@@ -16,6 +16,7 @@ from twins.behavior import Scratch, SimulatedFleet
 from twins.columns import QueryColumn, select_rows
 from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError
 from twins.messages import (
+    SHADOW_OPERATION,
     Batch,
     Operation,
     Outcome,
@@ -48,11 +49,7 @@ _UNPACKED_MAX: Final = 4096
 _SOURCES_MAX: Final = 4
 # The service names no limit; this one keeps a single device from filling the memory (some 20 MB).
 _NAMED_SHADOW_COUNT_MAX: Final = 10_000
-_SHADOW_VERB: Final = {
-    Operation.SHADOW_GET: "get",
-    Operation.SHADOW_UPDATE: "update",
-    Operation.SHADOW_DELETE: "delete",
-}
+_SHADOW_VERB: Final = {operation: verb for verb, operation in SHADOW_OPERATION.items()}
 
 
 class Shard:

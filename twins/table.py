@@ -301,16 +301,23 @@ class NamedRows(TwinTable):
 class PatternRows(TwinTable):
     """The twins of a simulated fleet that live in one shard: whole blocks of consecutive numbers, ascending.
 
-    `indices` (uint32) are the devices' numbers by row, computed when asked for.
+    `indices` (uint32) are the devices' numbers by row, computed when asked for. The columns have a multiple of
+    `row_multiple` rows; those beyond the last device stay empty.
     """
 
     def __init__(
-        self, model: DeviceModel, pattern: NamePattern, *, fleet_count: int, blocks: NDArray[np.uint32]
+        self,
+        model: DeviceModel,
+        pattern: NamePattern,
+        *,
+        fleet_count: int,
+        blocks: NDArray[np.uint32],
+        row_multiple: int,
     ) -> None:
         count = len(blocks) * BLOCK_SIZE
         if len(blocks) and int(blocks[-1]) == (fleet_count - 1) // BLOCK_SIZE:
             count -= -fleet_count % BLOCK_SIZE
-        super().__init__(model, count)
+        super().__init__(model, -(-count // row_multiple) * row_multiple)
         self.pattern = pattern
         self.blocks = blocks
         self.count = count

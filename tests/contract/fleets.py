@@ -13,30 +13,15 @@ from typing import Any
 
 import ray
 
-from actors.actor_settings import BRIDGE_NAME, HostSettings
-from actors.ray_fleet import RayFleet, open_actor, start_actor
+from actors.actor_settings import HostSettings
+from actors.ray_fleet import RayFleet, open_actor, start_shard_actor
 from actors.ray_runtime import local_head
-from actors.settings import DataDirectory, PlatformSettings, read_or_create_secret
-from actors.shard_actor import ShardActor
-from actors.store import RedisServer
+from actors.settings import DataDirectory, read_or_create_secret
+from tests.running_store import running_store
 
 SHARD_COUNT = 8
 # Small enough for a snapshot to be taken in a test now and then.
 _JOURNAL_BYTES_MAX = 1 << 20
-# As in a platform: one for health, one whose only call never returns.
-_GROUPS = {"control": 1, "lifetime": 1}
-
-
-@contextlib.contextmanager
-def running_store(data_dir: Path) -> Iterator[RedisServer]:
-    """Give a running store on a new data directory."""
-    DataDirectory(data_dir).prepare()
-    server = RedisServer(PlatformSettings(data_dir=data_dir))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @contextlib.contextmanager
@@ -53,13 +38,8 @@ def running_ray(data_dir: Path) -> Iterator[None]:
 def ray_fleet(data_dir: Path, actor_count: int) -> Iterator[RayFleet]:
     """Give a fleet on new shard actors with a new store; Ray must run."""
     with running_store(data_dir) as store:
-        # The bridge of the name is not there: what it would publish is dropped.
-        hosts: list[Any] = [
-            start_actor(
-                ShardActor, f"contract-{secrets.token_hex(4)}", BRIDGE_NAME, concurrency_groups=_GROUPS
-            )
-            for _ in range(actor_count)
-        ]
+        # There is no bridge: what it would publish is dropped.
+        hosts: list[Any] = [start_shard_actor(f"contract-{secrets.token_hex(4)}") for _ in range(actor_count)]
         settings = [
             HostSettings(
                 index,

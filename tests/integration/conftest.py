@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from actors.settings import DataDirectory, PlatformSettings
 from actors.store import RedisServer
 from tests.integration.running_platform import RunningPlatform, platform_on
+from tests.running_store import running_store
 
 
 @pytest.fixture
@@ -46,12 +46,8 @@ def self_made() -> Callable[..., tuple[str, str]]:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RedisServer]:
     """Give a running store of its own, in tmp_path / "store"."""
-    data_dir = tmp_path / "store"
-    DataDirectory(data_dir).prepare()
-    server = RedisServer(PlatformSettings(data_dir=data_dir))
-    server.start()
-    yield server
-    server.stop()
+    with running_store(tmp_path / "store") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

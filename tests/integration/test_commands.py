@@ -21,13 +21,13 @@ from actors.settings import (
     DataDirectory,
     Endpoints,
     MqttsEndpoint,
-    PlatformSettings,
     RayEndpoint,
     UrlEndpoint,
     write_atomically,
 )
 from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, TOKEN, Gateway, open_gateway
+from tests.running_store import running_store
 from twinfleet.cli import run_command
 
 DEADLINE_S = 20.0
@@ -36,12 +36,8 @@ _PREFIXES = (f"commands{number}:" for number in itertools.count())
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    data_dir = tmp_path_factory.mktemp("store")
-    DataDirectory(data_dir).prepare()
-    started = RedisServer(PlatformSettings(data_dir, mqtt_port=0, device_port=0, api_port=0))
-    started.start()
-    yield started
-    started.stop()
+    with running_store(tmp_path_factory.mktemp("store")) as started:
+        yield started
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ from actors.gateway.server import HttpServer, bind_loopback
 from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
 from actors.registry import FleetRecord, new_thing
-from actors.settings import DataDirectory, PlatformSettings
 from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
+from tests.running_store import running_store
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group
 
@@ -31,12 +31,8 @@ _PREFIXES = (f"gateway{number}:" for number in itertools.count())
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    data_dir = tmp_path_factory.mktemp("store")
-    DataDirectory(data_dir).prepare()
-    started = RedisServer(PlatformSettings(data_dir, mqtt_port=0, device_port=0, api_port=0))
-    started.start()
-    yield started
-    started.stop()
+    with running_store(tmp_path_factory.mktemp("store")) as started:
+        yield started
 
 
 @pytest.fixture

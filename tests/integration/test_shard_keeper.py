@@ -14,9 +14,9 @@ import redis
 from actors import journal
 from actors.actor_settings import HostSettings
 from actors.errors import ShardFenced, StoreError
-from actors.settings import DataDirectory, PlatformSettings
 from actors.shard_actor import ShardHost
 from actors.store import RedisServer
+from tests.running_store import running_store
 from twins.messages import Batch, Operation, Outcome, Publish, Request, decode_outcome
 
 MEGABYTE = 1 << 20
@@ -115,27 +115,17 @@ def test_a_host_whose_shard_was_taken_over_serves_no_change_any_more(
 
 
 def test_a_long_journal_makes_way_for_snapshots_before_the_store_is_full(tmp_path: Path) -> None:
-    settings = PlatformSettings(data_dir=tmp_path / "data", store_memory_max_bytes=64 * MEGABYTE)
-    DataDirectory(settings.data_dir).prepare()
-    store = RedisServer(settings)
-    store.start()
-    try:
+    with running_store(tmp_path / "data", memory_max_bytes=64 * MEGABYTE) as store:
         host = Host(store, tmp_path, journal_bytes_max=16 * MEGABYTE)
         # 120 MB through a store of 64.
         for number in range(1200):
             host.submit(telemetry("lamp", f"{number}" + "x" * 100_000))
         host.submit(update("lamp", {"x": 1}))
         assert reported(Host(store, tmp_path), "lamp") == {"x": 1}
-    finally:
-        store.stop()
 
 
 def test_a_full_store_can_be_opened_again(tmp_path: Path) -> None:
-    settings = PlatformSettings(data_dir=tmp_path / "data", store_memory_max_bytes=64 * MEGABYTE)
-    DataDirectory(settings.data_dir).prepare()
-    store = RedisServer(settings)
-    store.start()
-    try:
+    with running_store(tmp_path / "data", memory_max_bytes=64 * MEGABYTE) as store:
         host = Host(store, tmp_path)
         with pytest.raises(StoreError) as refusal:
             fill(host)
@@ -145,8 +135,6 @@ def test_a_full_store_can_be_opened_again(tmp_path: Path) -> None:
         assert reported(again, "lamp") == kept
         again.submit(update("lamp", {"x": "more"}), sequence=10_000)
         assert reported(Host(store, tmp_path), "lamp") == {"x": "more"}
-    finally:
-        store.stop()
 
 
 def test_a_store_that_was_emptied_under_its_snapshots_is_refused(store: RedisServer, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from twins.messages import (
     Request,
     TickOrder,
     TickSummary,
-    decode_batch,
     decode_outcome,
     encode,
 )
@@ -25,6 +24,8 @@ from twins.model import Attribute, Group
 
 SITES = Attribute("site", ("berlin", "paris"), (0.5, 0.5))
 GROUP = Group("homes", "thermostat", "home-{i}", 300, 1, 1000, 2, 5, attributes=(SITES,))
+
+decode_batch = msgspec.msgpack.Decoder(Batch).decode
 
 
 def test_a_batch_travels_byte_for_byte() -> None:
