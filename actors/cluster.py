@@ -35,7 +35,7 @@ from actors.pki import CertificateAuthority
 from actors.processes import loopback_addresses, require_port_free
 from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
 from actors.ray_runtime import local_head
-from actors.registry import Registry
+from actors.registry.registry import Registry
 from actors.settings import (
     DataDirectory,
     Endpoints,

@@ -23,7 +23,7 @@ from actors.logs import log_to
 from actors.metrics import ProcessStatus
 from actors.pki import CertificateAuthority
 from actors.ray_fleet import RayFleet, find_fleet
-from actors.registry import Registry
+from actors.registry.registry import Registry
 from actors.settings import DataDirectory, UrlEndpoint, is_process_alive, read_or_create_secret
 from actors.wall_clock import WallClock
 
@@ -124,7 +124,7 @@ class ClusterView:
     async def reload_access(self) -> None:
         """Write the broker's access list and return when it and the revocation list are in force."""
         directory = Path(self._settings.data_dir)
-        entries = await self._registry.acl_entries()
+        entries = await self._registry.certificates.acl_entries()
         await asyncio.to_thread(write_acl, directory, list(entries.items()))
         await asyncio.to_thread(reload_broker, directory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from actors.fleet import Fleet
-from actors.registry import Registry
+from actors.registry.registry import Registry
 from twins.clock import Clock
 from twins.errors import ModelError
 from twins.messages import TickOrder
@@ -30,7 +30,7 @@ class Pacer:
         """
         now_s = self._clock.now_s()
         orders = []
-        for record in await self._registry.fleets():
+        for record in await self._registry.fleets.all():
             group = record.group
             if record.status != "ACTIVE":
                 continue

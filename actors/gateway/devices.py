@@ -19,7 +19,7 @@ from actors.gateway.problems import install_problems
 from actors.gateway.shadow_routes import shadow_routes
 from actors.metrics import GatewayMetrics
 from actors.pki import Principal, certificate_id_of, principal_of
-from actors.registry import Registry
+from actors.registry.registry import Registry
 
 # Where the server puts the client's certificate (DER); a key of our own inside ASGI's place for such things.
 TLS_EXTENSION = "tls"
@@ -63,7 +63,7 @@ def registered_principal(registry: Registry) -> PrincipalSource:
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return None
-        record = await registry.certificate(certificate_id_of(key))
+        record = await registry.certificates.get(certificate_id_of(key))
         if record is None or record.status != "ACTIVE" or record.serial != str(certificate.serial_number):
             return None
         found = principal_of(certificate, {record.certificate_id: record.thing_name}.get)

@@ -22,7 +22,8 @@ from actors.errors import DescriptionError, ThingExists, ThingNotFound, WorldErr
 from actors.fleet import Fleet
 from actors.gateway.platform_view import PlatformView
 from actors.pki import CertificateAuthority, IssuedCertificate
-from actors.registry import CertificateRecord, FleetRecord, Registry, ThingRecord, new_thing
+from actors.registry.records import CertificateRecord, FleetRecord, ThingRecord, new_thing
+from actors.registry.registry import Registry
 from twins.clock import Clock
 from twins.messages import Operation, Registration, Request
 
@@ -63,7 +64,7 @@ class DeviceOffice:
             if enrolment is None:
                 await self._refuse_simulated(name)
                 await self._register_twin(thing)
-                certificate = await self._registry.add_thing(thing, issued)
+                certificate = await self._registry.things.add(thing, issued)
                 thing = msgspec.structs.replace(thing, certificate_ids=[certificate.certificate_id])
                 enrolment = Enrolment(thing, certificate)
             if enrolment.certificate.common_name != name:
@@ -79,11 +80,11 @@ class DeviceOffice:
         """Complete what an earlier gateway began, and tell the broker; to be called before the first request."""
         async with self.turn:
             await self._platform.reload_access()
-            for name in await self._registry.removals():
+            for name in await self._registry.things.removals():
                 await self._remove(name)
 
     async def _remove(self, name: str) -> None:
-        certificates = await self._registry.begin_removal(name)
+        certificates = await self._registry.things.begin_removal(name)
         serials = [int(certificate.serial) for certificate in certificates]
         # It reads, checks and writes the whole list.
         await asyncio.to_thread(self._authority.revoke, serials)
@@ -93,24 +94,24 @@ class DeviceOffice:
         # 404: it went when this was tried before.
         if reply.status >= 400 and reply.status != 404:
             raise WorldError(f"the twin of {name!r} stays: {_message(reply.payload)}; delete it again")
-        await self._registry.remove_thing(name)
+        await self._registry.things.remove(name)
 
     async def _earlier_enrolment(self, thing: ThingRecord, issued: IssuedCertificate) -> Enrolment | None:
         """Return the enrolment that an earlier, equal request made; ThingExists if an unequal one did."""
         try:
-            known = await self._registry.thing(thing.name)
+            known = await self._registry.things.get(thing.name)
         except ThingNotFound:
             return None
         if known.status == "DELETING":
             raise ThingExists(thing.name, "is half deleted; delete it again, then create it")
         is_same = known.model == thing.model and known.attributes == thing.attributes
-        for certificate in await self._registry.certificates(known):
+        for certificate in await self._registry.certificates.of_thing(known):
             if is_same and certificate.certificate_id == issued.certificate_id:
                 return Enrolment(known, certificate)
         raise ThingExists(thing.name, "is registered already; delete it first, or choose another name")
 
     async def _refuse_simulated(self, name: str) -> None:
-        fleet = simulated_in(name, await self._registry.fleets())
+        fleet = simulated_in(name, await self._registry.fleets.all())
         if fleet is not None:
             reason = f"is a simulated device of fleet {fleet.group.name!r}; choose another name"
             raise ThingExists(name, reason)

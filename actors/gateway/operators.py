@@ -24,7 +24,8 @@ from actors.gateway.shadow_routes import ask, check_thing_name, listing_routes, 
 from actors.gateway.standing_fleets import FleetDescription, FleetOffice
 from actors.metrics import GatewayMetrics
 from actors.pki import CertificateAuthority
-from actors.registry import CertificateRecord, FleetRecord, Registry, ThingRecord
+from actors.registry.records import CertificateRecord, FleetRecord, ThingRecord
+from actors.registry.registry import Registry
 from actors.wall_clock import WallClock
 from twins.messages import Operation
 
@@ -136,7 +137,7 @@ def _thing_routes(
     async def list_things(
         cursor: str = "", limit: Annotated[int, Query(ge=1, le=_PAGE_SIZE_MAX)] = _PAGE_SIZE
     ) -> Response:
-        page = await registry.things(after=cursor, limit=limit)
+        page = await registry.things.page(after=cursor, limit=limit)
         more = {} if page.next_cursor is None else {"next_cursor": page.next_cursor}
         return document({"things": [_thing_view(thing) for thing in page.things], **more})
 
@@ -144,13 +145,15 @@ def _thing_routes(
     async def describe_thing(thing: str) -> Response:
         check_thing_name(thing)
         try:
-            record = await registry.thing(thing)
+            record = await registry.things.get(thing)
         except ThingNotFound:
-            owner = simulated_in(thing, await registry.fleets())
+            owner = simulated_in(thing, await registry.fleets.all())
             if owner is None:
                 raise
             return document(_simulated_view(thing, owner))
-        certificates = [_certificate_view(certificate) for certificate in await registry.certificates(record)]
+        certificates = [
+            _certificate_view(certificate) for certificate in await registry.certificates.of_thing(record)
+        ]
         return document(_thing_view(record) | {"certificates": certificates})
 
     @router.delete("/{thing}", summary="Revoke a device's certificates, remove its twin and forget it")
@@ -159,7 +162,7 @@ def _thing_routes(
         try:
             await devices.delete(thing)
         except ThingNotFound:
-            owner = simulated_in(thing, await registry.fleets())
+            owner = simulated_in(thing, await registry.fleets.all())
             if owner is not None:
                 text = f"{thing!r} is simulated; it goes with its fleet {owner.group.name!r}"
                 raise HTTPException(409, text) from None
@@ -181,7 +184,7 @@ def _fleet_routes(fleets: FleetOffice, registry: Registry) -> APIRouter:
 
     @router.get("", summary="List the standing fleets")
     async def list_fleets() -> Response:
-        return document({"fleets": [_fleet_view(fleet) for fleet in await registry.fleets()]})
+        return document({"fleets": [_fleet_view(fleet) for fleet in await registry.fleets.all()]})
 
     @router.delete("/{name}", summary="Remove a standing fleet with all its twins")
     async def delete_fleet(name: str) -> Response:
@@ -198,13 +201,13 @@ def _cluster_routes(registry: Registry, platform: PlatformView) -> APIRouter:
     async def describe_cluster() -> Response:
         processes = await platform.processes()
         readiness = Readiness.of(processes)
-        fleets = [_fleet_view(fleet) for fleet in await registry.fleets()]
+        fleets = [_fleet_view(fleet) for fleet in await registry.fleets.all()]
         return document(
             {
                 "is_ready": readiness.is_ready,
                 "reasons": readiness.reasons,
                 "processes": [dataclasses.asdict(process) for process in processes],
-                "thing_count": await registry.thing_count(),
+                "thing_count": await registry.things.count(),
                 "fleets": fleets,
                 **_endpoints_view(platform.endpoints),
             }
@@ -229,8 +232,8 @@ def _probe_routes(registry: Registry, platform: PlatformView, metrics: GatewayMe
     @router.get("/metrics", summary="Give the metrics in Prometheus's text format")
     async def give_metrics() -> Response:
         try:
-            sizes = {fleet.group.name: fleet.group.count for fleet in await registry.fleets()}
-            things = await registry.thing_count()
+            sizes = {fleet.group.name: fleet.group.count for fleet in await registry.fleets.all()}
+            things = await registry.things.count()
             content = metrics.exposition(await platform.processes(), thing_count=things, fleet_sizes=sizes)
         except WorldError:
             # While a part is away, the absence of its numbers is the news.

@@ -13,7 +13,8 @@ from typing import Final
 
 from actors.errors import DescriptionError, FleetExists, FleetNotFound
 from actors.fleet import Fleet
-from actors.registry import FleetRecord, Registry, check_fleet_name
+from actors.registry.records import FleetRecord, check_fleet_name
+from actors.registry.registry import Registry
 from twins.errors import ModelError
 from twins.messages import GroupOrder
 from twins.model import Group
@@ -66,7 +67,7 @@ class FleetOffice:
     async def create(self, group: Group) -> FleetRecord:
         """Return a new standing fleet, its twins in place; FleetExists if its name or its devices' are taken."""
         async with self._turn:
-            fleets = await self._registry.fleets()
+            fleets = await self._registry.fleets.all()
             for fleet in fleets:
                 if (
                     fleet.status == "CREATING"
@@ -79,13 +80,13 @@ class FleetOffice:
                     f"{present} simulated devices stand already, {DEVICE_COUNT_MAX} are the most; delete some"
                 )
                 raise DescriptionError(f"count {group.count}", problem)
-            taken = await self._registry.first_thing_of(group.pattern, group.count)
+            taken = await self._registry.things.first_of(group.pattern, group.count)
             if taken is not None:
                 raise FleetExists(
                     group.name, f"would have a device {taken!r}, which is registered as a real one"
                 )
             fleet = FleetRecord(GroupOrder.of(group), group.start_s)
-            await self._registry.add_fleet(fleet)
+            await self._registry.fleets.add(fleet)
             return await self._complete(fleet)
 
     async def delete(self, name: str) -> None:
@@ -95,23 +96,23 @@ class FleetOffice:
         """
         async with self._turn:
             try:
-                await self._registry.set_fleet_status(name, "DELETING")
+                await self._registry.fleets.set_status(name, "DELETING")
             except FleetNotFound:
                 if name not in await self._fleet.group_names():
                     raise
                 await self._fleet.delete_group(name)
                 return
             await self._fleet.delete_group(name)
-            await self._registry.remove_fleet(name)
+            await self._registry.fleets.remove(name)
 
     async def settle(self) -> None:
         """Complete what an earlier gateway began; to be called before the first request is served."""
         async with self._turn:
-            for fleet in await self._registry.fleets():
+            for fleet in await self._registry.fleets.all():
                 name = fleet.group.name
                 if fleet.status == "DELETING":
                     await self._fleet.delete_group(name)
-                    await self._registry.remove_fleet(name)
+                    await self._registry.fleets.remove(name)
                 elif fleet.status == "CREATING":
                     try:
                         await self._complete(fleet)
@@ -125,6 +126,6 @@ class FleetOffice:
             await self._fleet.create_group(group)
         except ModelError as error:
             # Refused, not failed: nothing was made.
-            await self._registry.remove_fleet(group.name)
+            await self._registry.fleets.remove(group.name)
             raise FleetExists(group.name, f"cannot be: {error}") from None
-        return await self._registry.set_fleet_status(group.name, "ACTIVE")
+        return await self._registry.fleets.set_status(group.name, "ACTIVE")

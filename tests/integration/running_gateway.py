@@ -18,7 +18,7 @@ from actors.gateway.operators import create_app
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.metrics import ProcessStatus
 from actors.pki import CertificateAuthority
-from actors.registry import Registry
+from actors.registry.registry import Registry
 from actors.settings import DataDirectory, MqttsEndpoint
 from actors.wall_clock import WallClock
 
@@ -49,7 +49,7 @@ class LonePlatform:
         return self.statuses + missing
 
     async def reload_access(self) -> None:
-        write_acl(self.data_dir, (await self.registry.acl_entries()).items())
+        write_acl(self.data_dir, (await self.registry.certificates.acl_entries()).items())
         self.reload_count += 1
 
     async def end_sessions(self, client_ids: Sequence[str]) -> None:

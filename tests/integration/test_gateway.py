@@ -18,7 +18,7 @@ from actors.gateway.operators import OPEN_PATHS
 from actors.gateway.server import HttpServer, bind_loopback
 from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
-from actors.registry import FleetRecord, new_thing
+from actors.registry.records import FleetRecord, new_thing
 from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
 from tests.running_store import running_store
@@ -295,7 +295,7 @@ async def test_a_deleted_device_is_revoked_forgotten_and_may_come_again(
     gateway: Gateway, client: httpx.AsyncClient
 ) -> None:
     created = (await client.post("/v1/things", json=thing_body("lamp"))).json()
-    certificate = await gateway.registry.certificate(created["certificate_id"])
+    certificate = await gateway.registry.certificates.get(created["certificate_id"])
     assert certificate is not None
     await client.post("/things/lamp/shadow", json={"state": {"desired": {"set_point": 20}}})
     assert (await client.delete("/v1/things/lamp")).json() == {"thing_name": "lamp"}
@@ -316,7 +316,7 @@ async def test_a_deletion_that_was_cut_off_is_finished_by_the_next_one(
 ) -> None:
     await client.post("/v1/things", json=thing_body("lamp"))
     # As far as a gateway gets that dies after its first step.
-    await gateway.registry.begin_removal("lamp")
+    await gateway.registry.things.begin_removal("lamp")
     assert (await client.get("/v1/things/lamp")).json()["status"] == "DELETING"
     refused = await client.post("/v1/things", json=thing_body("lamp"))
     assert "delete it again" in assert_problem(refused, 409, "ConflictException")["detail"]
@@ -329,18 +329,18 @@ async def test_a_deletion_that_was_cut_off_is_finished_at_the_next_start(
 ) -> None:
     for name in ("lamp", "bell"):
         await client.post("/v1/things", json=thing_body(name))
-    (certificate,) = await gateway.registry.begin_removal("lamp")
+    (certificate,) = await gateway.registry.things.begin_removal("lamp")
     await gateway.app.state.settle()
     assert gateway.authority.revoked_serials() == {int(certificate.serial)}
     listed = (await client.get("/v1/things")).json()["things"]
     assert [thing["thing_name"] for thing in listed] == ["bell"]
-    assert await gateway.registry.removals() == []
+    assert await gateway.registry.things.removals() == []
 
 
 async def test_an_access_entry_that_was_cut_off_is_written_at_the_next_start(gateway: Gateway) -> None:
     long_name = "n" * 128
     issued = gateway.authority.issue_for_thing(generate_key_and_csr("").csr_pem, long_name)
-    await gateway.registry.add_thing(new_thing(long_name, "untyped", {}, now_s=0), issued)
+    await gateway.registry.things.add(new_thing(long_name, "untyped", {}, now_s=0), issued)
     await gateway.app.state.settle()
     assert long_name in gateway.platform.device_acl()
 
@@ -364,7 +364,7 @@ async def test_a_standing_fleet_comes_is_listed_and_goes(gateway: Gateway, clien
     fleet = created.json()
     assert (fleet["status"], fleet["thing_name"]) == ("ACTIVE", "hall-{i:06d}")
     assert {key: fleet[key] for key in order} == order
-    group = (await gateway.registry.fleet("hall")).group.group()
+    group = (await gateway.registry.fleets.get("hall")).group.group()
     assert began_s <= group.start_s <= time.time()
     assert (await gateway.fleet.twins_table(["name"])).num_rows == 300
     assert (await client.get("/v1/fleets")).json() == {"fleets": [fleet]}
@@ -424,11 +424,11 @@ async def test_a_group_of_a_scenario_does_not_become_a_standing_fleet(
 async def test_what_a_gateway_left_half_done_is_settled(gateway: Gateway) -> None:
     groups = [Group(name, "thermostat", f"{name}-{{i}}", 5, seed=1, start_s=0) for name in ("young", "old")]
     for group in groups:
-        await gateway.registry.add_fleet(FleetRecord(GroupOrder.of(group), 0))
+        await gateway.registry.fleets.add(FleetRecord(GroupOrder.of(group), 0))
     await gateway.fleet.create_group(groups[1])
-    await gateway.registry.set_fleet_status("old", "DELETING")
+    await gateway.registry.fleets.set_status("old", "DELETING")
     await gateway.app.state.settle()
-    assert [(fleet.group.name, fleet.status) for fleet in await gateway.registry.fleets()] == [
+    assert [(fleet.group.name, fleet.status) for fleet in await gateway.registry.fleets.all()] == [
         ("young", "ACTIVE")
     ]
     names = (await gateway.fleet.twins_table(["name"]))["name"].to_pylist()

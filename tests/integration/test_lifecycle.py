@@ -18,7 +18,7 @@ from awsiot import iotshadow
 from actors.actor_settings import HostSettings
 from actors.journal import Journal
 from actors.processes import find_tool
-from actors.registry import Registry
+from actors.registry.registry import Registry
 from actors.settings import DataDirectory, PlatformSettings
 from actors.shard_actor import ShardHost
 from actors.store import RedisServer
@@ -219,7 +219,7 @@ def expect_all_in_the_store(data_dir: Path, keepsakes: Keepsakes) -> None:
 async def registered(redis_url: str) -> tuple[int, list[str]]:
     registry = await Registry.open(redis_url, WallClock(), is_writer=False)
     try:
-        return await registry.thing_count(), [fleet.group.name for fleet in await registry.fleets()]
+        return await registry.things.count(), [fleet.group.name for fleet in await registry.fleets.all()]
     finally:
         await registry.close()
 

@@ -20,7 +20,8 @@ from actors.errors import (
     ThingNotFound,
 )
 from actors.pki import CertificateAuthority, IssuedCertificate, generate_key_and_csr
-from actors.registry import FleetRecord, Registry, ThingRecord, check_fleet_name, check_thing, new_thing
+from actors.registry.records import FleetRecord, ThingRecord, check_fleet_name, check_thing, new_thing
+from actors.registry.registry import Registry
 from actors.settings import DataDirectory, PlatformSettings
 from actors.store import RedisServer
 from twins.clock import VirtualClock
@@ -77,49 +78,49 @@ async def test_a_thing_is_found_again_with_its_certificate(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
     issued = certificate_for(authority, "lamp")
-    await registry.add_thing(thing_named("lamp", room="kitchen"), issued)
-    thing = await registry.thing("lamp")
+    await registry.things.add(thing_named("lamp", room="kitchen"), issued)
+    thing = await registry.things.get("lamp")
     assert (thing.model, thing.attributes, thing.created_at_s) == (
         "thermostat",
         {"room": "kitchen"},
         int(NOW_S),
     )
-    (certificate,) = await registry.certificates(thing)
+    (certificate,) = await registry.certificates.of_thing(thing)
     assert (certificate.pem, certificate.serial) == (issued.certificate_pem, str(issued.serial))
-    assert await registry.certificate(issued.certificate_id) == certificate
-    assert await registry.thing_count() == 1
+    assert await registry.certificates.get(issued.certificate_id) == certificate
+    assert await registry.things.count() == 1
 
 
 async def test_a_second_thing_of_one_name_is_refused_and_changes_nothing(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
-    await registry.add_thing(thing_named("lamp", room="kitchen"), certificate_for(authority, "lamp"))
+    await registry.things.add(thing_named("lamp", room="kitchen"), certificate_for(authority, "lamp"))
     other = certificate_for(authority, "lamp")
     with pytest.raises(ThingExists, match="lamp"):
-        await registry.add_thing(thing_named("lamp", room="hall"), other)
-    assert (await registry.thing("lamp")).attributes == {"room": "kitchen"}
-    assert await registry.certificate(other.certificate_id) is None
+        await registry.things.add(thing_named("lamp", room="hall"), other)
+    assert (await registry.things.get("lamp")).attributes == {"room": "kitchen"}
+    assert await registry.certificates.get(other.certificate_id) is None
 
 
 async def test_one_key_is_not_certified_for_two_things(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
     csr_pem = generate_key_and_csr("").csr_pem
-    await registry.add_thing(thing_named("one"), authority.issue_for_thing(csr_pem, "one"))
+    await registry.things.add(thing_named("one"), authority.issue_for_thing(csr_pem, "one"))
     with pytest.raises(DescriptionError, match="new key"):
-        await registry.add_thing(thing_named("two"), authority.issue_for_thing(csr_pem, "two"))
+        await registry.things.add(thing_named("two"), authority.issue_for_thing(csr_pem, "two"))
     with pytest.raises(ThingNotFound):
-        await registry.thing("two")
+        await registry.things.get("two")
 
 
 async def test_pages_follow_name_order_and_end(registry: Registry, authority: CertificateAuthority) -> None:
     names = ["B", "a", "a:1", "a_1", "aa", "b"]
     for name in reversed(names):
-        await registry.add_thing(thing_named(name), certificate_for(authority, name))
+        await registry.things.add(thing_named(name), certificate_for(authority, name))
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
-        page = await registry.things(after=cursor, limit=2)
+        page = await registry.things.page(after=cursor, limit=2)
         seen += [thing.name for thing in page.things]
         cursor = page.next_cursor
     assert seen == names
@@ -129,56 +130,56 @@ async def test_removal_revokes_first_and_may_be_done_twice(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
     long_name = "n" * 128
-    certificate = await registry.add_thing(thing_named(long_name), certificate_for(authority, long_name))
-    assert await registry.acl_entries() == {certificate.certificate_id: long_name}
+    certificate = await registry.things.add(thing_named(long_name), certificate_for(authority, long_name))
+    assert await registry.certificates.acl_entries() == {certificate.certificate_id: long_name}
     with pytest.raises(InvariantError):
-        await registry.remove_thing(long_name)
-    first = await registry.begin_removal(long_name)
+        await registry.things.remove(long_name)
+    first = await registry.things.begin_removal(long_name)
     assert [found.status for found in first] == ["REVOKED"]
-    assert await registry.begin_removal(long_name) == first
-    assert await registry.acl_entries() == {}
-    assert (await registry.thing(long_name)).status == "DELETING"
-    await registry.remove_thing(long_name)
+    assert await registry.things.begin_removal(long_name) == first
+    assert await registry.certificates.acl_entries() == {}
+    assert (await registry.things.get(long_name)).status == "DELETING"
+    await registry.things.remove(long_name)
     with pytest.raises(ThingNotFound):
-        await registry.thing(long_name)
-    kept = await registry.certificate(certificate.certificate_id)
+        await registry.things.get(long_name)
+    kept = await registry.certificates.get(certificate.certificate_id)
     assert kept is not None
     assert kept.status == "REVOKED"
-    assert (await registry.things()).things == []
+    assert (await registry.things.page()).things == []
 
 
 async def test_names_of_a_pattern_are_found_among_registered_things(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
     for name in ("hall-000009", "hall-9", "hall-x", "zoo"):
-        await registry.add_thing(thing_named(name), certificate_for(authority, name))
+        await registry.things.add(thing_named(name), certificate_for(authority, name))
     pattern = NamePattern.parse("hall-{i:06d}")
-    assert await registry.first_thing_of(pattern, 9) is None
-    assert await registry.first_thing_of(pattern, 10) == "hall-000009"
+    assert await registry.things.first_of(pattern, 9) is None
+    assert await registry.things.first_of(pattern, 10) == "hall-000009"
 
 
 async def test_a_fleet_comes_changes_and_goes(registry: Registry) -> None:
     for name in ("south", "north"):
-        await registry.add_fleet(fleet_named(name))
-    assert [fleet.group.name for fleet in await registry.fleets()] == ["north", "south"]
+        await registry.fleets.add(fleet_named(name))
+    assert [fleet.group.name for fleet in await registry.fleets.all()] == ["north", "south"]
     with pytest.raises(FleetExists):
-        await registry.add_fleet(fleet_named("north"))
-    await registry.set_fleet_status("north", "ACTIVE")
-    assert (await registry.fleet("north")).status == "ACTIVE"
-    assert (await registry.fleet("north")).group.group() == fleet_named("north").group.group()
-    await registry.remove_fleet("north")
+        await registry.fleets.add(fleet_named("north"))
+    await registry.fleets.set_status("north", "ACTIVE")
+    assert (await registry.fleets.get("north")).status == "ACTIVE"
+    assert (await registry.fleets.get("north")).group.group() == fleet_named("north").group.group()
+    await registry.fleets.remove("north")
     with pytest.raises(FleetNotFound):
-        await registry.fleet("north")
+        await registry.fleets.get("north")
     with pytest.raises(FleetNotFound):
-        await registry.set_fleet_status("north", "ACTIVE")
+        await registry.fleets.set_status("north", "ACTIVE")
 
 
 async def test_every_change_stands_in_the_stream(
     registry: Registry, authority: CertificateAuthority, store: RedisServer
 ) -> None:
-    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"), by="anna")
-    await registry.begin_removal("lamp", by="bert")
-    await registry.remove_thing("lamp", by="bert")
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"), by="anna")
+    await registry.things.begin_removal("lamp", by="bert")
+    await registry.things.remove("lamp", by="bert")
     with redis.Redis.from_url(store.url, decode_responses=True) as client:
         entries = client.xrange("twinfleet:registry")
     told = [(fields["by"], fields["action"], fields["subject"]) for _, fields in entries]
@@ -196,10 +197,10 @@ async def test_an_older_writer_is_refused_and_writes_nothing(
 ) -> None:
     newer = await Registry.open(store.url, VirtualClock(NOW_S))
     with pytest.raises(StoreError, match="another process") as refusal:
-        await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+        await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
     assert not refusal.value.retryable
-    assert await newer.thing_count() == 0
-    await newer.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert await newer.things.count() == 0
+    await newer.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
     await newer.close()
 
 
@@ -207,17 +208,17 @@ async def test_a_reader_takes_nothing_from_the_writer(
     registry: Registry, authority: CertificateAuthority, store: RedisServer
 ) -> None:
     reader = await Registry.open(store.url, VirtualClock(NOW_S), is_writer=False)
-    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
-    assert (await reader.thing("lamp")).name == "lamp"
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert (await reader.things.get("lamp")).name == "lamp"
     with pytest.raises(InvariantError):
-        await reader.begin_removal("lamp")
+        await reader.things.begin_removal("lamp")
     await reader.close()
 
 
 async def test_of_two_equal_changes_at_once_one_is_made(
     registry: Registry, authority: CertificateAuthority
 ) -> None:
-    changes = [registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp")) for _ in range(5)]
+    changes = [registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp")) for _ in range(5)]
     outcomes = await asyncio.gather(*changes, return_exceptions=True)
     assert sum(isinstance(outcome, ThingExists) for outcome in outcomes) == 4
 
@@ -228,15 +229,15 @@ async def test_what_was_registered_outlives_the_store(
     store = start_store(tmp_path)
     registry = await Registry.open(store.url, VirtualClock(NOW_S))
     try:
-        await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+        await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
         os.kill(store.pid, signal.SIGKILL)
         with pytest.raises(StoreError) as refusal:
-            await registry.thing("lamp")
+            await registry.things.get("lamp")
         assert refusal.value.retryable
         store.stop()
         store.start()
-        assert (await registry.thing("lamp")).name == "lamp"
-        await registry.add_thing(thing_named("bell"), certificate_for(authority, "bell"))
+        assert (await registry.things.get("lamp")).name == "lamp"
+        await registry.things.add(thing_named("bell"), certificate_for(authority, "bell"))
     finally:
         await registry.close()
         store.stop()
@@ -249,13 +250,13 @@ async def test_a_full_store_refuses_changes_whole(
         client.config_set("maxmemory", 1)
         try:
             with pytest.raises(StoreError, match="memory") as refusal:
-                await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+                await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
         finally:
             client.config_set("maxmemory", 0)
     assert refusal.value.retryable
     assert refusal.value.is_full
-    assert await registry.thing_count() == 0
-    await registry.add_thing(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert await registry.things.count() == 0
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
 
 
 @pytest.mark.parametrize(

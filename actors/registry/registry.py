@@ -1,0 +1,30 @@
+"""The registry as a whole: one store, and a part for each kind of record."""
+
+from __future__ import annotations
+
+from actors.registry.certificates import Certificates
+from actors.registry.fleets import Fleets
+from actors.registry.store import RegistryStore
+from actors.registry.things import Things
+from twins.clock import Clock
+
+
+class Registry:
+    """The registry of one platform; see `RegistryStore` for who may change it, and for what every method may raise."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        self._store = store
+        self.certificates = Certificates(store)
+        self.things = Things(store, self.certificates)
+        self.fleets = Fleets(store)
+
+    @classmethod
+    async def open(
+        cls, url: str, clock: Clock, *, prefix: str = "twinfleet:", is_writer: bool = True
+    ) -> Registry:
+        """Return the registry kept in the Redis at `url`; with `is_writer`, this process is now its one writer."""
+        return cls(await RegistryStore.open(url, clock, prefix=prefix, is_writer=is_writer))
+
+    async def close(self) -> None:
+        """Let go of the connections to Redis."""
+        await self._store.close()
