@@ -28,12 +28,13 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class BridgeSettings(msgspec.Struct, frozen=True):
-    """Where the broker's internal listener is, and how many shards and shard actors there are."""
+    """Where the broker's internal listener and the store are, and how many shards and shard actors there are."""
 
     host: str
     port: int
     user_name: str
     password: str
+    redis_url: str
     shard_count: int
     shard_actor_count: int
     log_file: str
@@ -43,6 +44,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Where the gateway listens, and what stands around it; port 0 takes a free one."""
 
     data_dir: str
+    key_file: str
     redis_url: str
     api_port: int
     device_port: int

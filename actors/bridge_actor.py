@@ -7,15 +7,20 @@ import logging
 import os
 import secrets
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from actors.actor_settings import BridgeSettings
+from actors.errors import BrokerError
 from actors.logs import log_to
 from actors.mqtt_bridge import BrokerConnection, MqttBridge
+from actors.mqtt_retained import read_retained
 from actors.ray_fleet import find_fleet
+from actors.retained import RETAINABLE_FILTERS, RetainedKeeper, RetainedNotes
+from actors.wall_clock import WallClock
 from twins.messages import Publish
 
 # The broker keeps this session, and with it what devices sent while the bridge was away: it must stay the same.
@@ -50,21 +55,29 @@ class BridgeActor:
         )
         lanes = find_fleet(settings.shard_count, settings.shard_actor_count)
         bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{secrets.token_hex(8)}")
+        self._notes = RetainedNotes.open(settings.redis_url)
+        keeper = self._keeper = RetainedKeeper(
+            self._notes, bridge.publish, all_topics=partial(_retained_topics, connection), clock=WallClock()
+        )
+        bridge.listen_for_retained(keeper.saw)
         await bridge.start()
         self._bridge = bridge
-        self._watch = asyncio.create_task(bridge.until_failed())
-        self._watch.add_done_callback(_end_process)
+        self._tasks = [asyncio.create_task(bridge.until_failed()), asyncio.create_task(keeper.run())]
+        for task in self._tasks:
+            task.add_done_callback(_end_process)
 
     async def publish(self, encoded: bytes) -> None:
-        """Publish messages that no device's request has brought about."""
-        if self._bridge is not None:
-            await self._bridge.publish(_decode_messages(encoded))
+        """Return when the broker has taken over messages that no device's request has brought about."""
+        if self._bridge is None:
+            raise BrokerError("the bridge has not been opened yet; try again", retryable=True)
+        await self._bridge.publish(_decode_messages(encoded))
 
     async def statistics(self) -> dict[str, Any]:
         """Return what the bridge does at present, with its process id."""
         if self._bridge is None:
             return {"pid": os.getpid()}
-        return {"pid": os.getpid(), **asdict(self._bridge.statistics())}
+        counts = asdict(self._bridge.statistics())
+        return {"pid": os.getpid(), **counts, "retention_ended_count": self._keeper.cleared_count}
 
     async def lifetime(self) -> None:
         """Never return: whoever waits for the answer learns of this process's end."""
@@ -73,9 +86,16 @@ class BridgeActor:
     async def close(self) -> None:
         """Finish what is under way and disconnect."""
         if self._bridge is not None:
-            self._watch.cancel()
+            for task in self._tasks:
+                task.cancel()
             await self._bridge.stop()
+            await self._notes.close()
             self._bridge = None
+
+
+async def _retained_topics(connection: BrokerConnection) -> list[str]:
+    messages = await read_retained(connection, RETAINABLE_FILTERS)
+    return [message.topic for message in messages]
 
 
 def _end_process(watch: asyncio.Task[None]) -> None:

@@ -9,51 +9,88 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import secrets
 import signal
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from actors.errors import BrokerError, PlatformNotRunning
-from actors.pki import INTERNAL_USER
+from actors.pki import EVENTS_USER, INTERNAL_USER
 from actors.processes import (
     LOOPBACK,
     find_process,
     free_port,
     is_port_free,
     loopback_addresses,
+    open_file_count_max,
     require_port_free,
     wait_until,
 )
+from actors.registry.registry import Registry
 from actors.servers import PROBE_TIMEOUT_S, TEMPLATES, ManagedServer, pid_file
 from actors.settings import (
     DataDirectory,
     PlatformSettings,
+    is_process_alive,
     read_or_create_secret,
     write_atomically,
 )
 
-# A reload reads a few files; a long revocation list takes the longest.
-_RELOAD_TIMEOUT_S: Final = 10.0
+# A reload reads a few files. With 20,000 certificates that bear their id it took 21 s on a busy machine of two cores.
+_RELOAD_TIMEOUT_S: Final = 30.0
 # The password has 256 random bits, so stretching it adds nothing: mosquitto_passwd's own default.
 _PASSWORD_ITERATIONS: Final = 101
 # mosquitto accepts salts of 12 (and, later, 64) bytes.
 _PASSWORD_SALT_BYTES: Final = 12
+# Files that the broker keeps from devices: its own (12), and connections of the platform (the bridge, the gateway, a
+# few probes at a time); the rest is room.
+_RESERVED_FILE_COUNT: Final = 100
 _RELOAD_BEGINS: Final = b"Reloading config"
+# After the time: elsewhere in a line may stand what a device has chosen, as the filter of a subscription.
+_PROBLEM: Final = re.compile(r"\S+ Error:")
 
 
 @dataclass(frozen=True, slots=True)
 class InternalListener:
-    """Where the bridge, and nobody else, connects to the broker: plain TCP on loopback, with a password."""
+    """Where the bridge or the gateway, and nobody else, connects to the broker: TCP on loopback, with a password."""
 
     host: str
     port: int
     user_name: str
     password: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessList:
+    """Who may use more of the devices' listener than the topics of the thing that its common name says.
+
+    `entries` are (common name, thing name) of the certificates whose common name is their id; the others are common
+    names. A claim may always ask; the answers, which are common to all claims, only `provisioning_claim` may hear.
+    """
+
+    entries: Sequence[tuple[str, str]] = ()
+    observers: Sequence[str] = ()
+    operators: Sequence[str] = ()
+    claims: Sequence[str] = ()
+    provisioning_claim: str | None = None
+
+    @classmethod
+    async def of(cls, registry: Registry, *, provisioning_claim: str | None = None) -> AccessList:
+        """Return what the registered certificates that are in force may do."""
+        certificates = registry.certificates
+        applications = [one for one in await certificates.of_kind("application") if one.is_in_force]
+        claims = [one.common_name for one in await certificates.of_kind("claim") if one.is_in_force]
+        observers, operators = (
+            sorted(one.common_name for one in applications if one.role == role)
+            for role in ("observer", "operator")
+        )
+        entries = sorted((await certificates.acl_entries()).items())
+        return cls(entries, observers, operators, sorted(claims), provisioning_claim)
 
 
 class MosquittoBroker(ManagedServer):
@@ -76,7 +113,8 @@ class MosquittoBroker(ManagedServer):
             log_file=_mosquitto_log(directory),
         )
         self.port: Final = settings.mqtt_port or _kept_port(directory, "device.port")
-        self.internal: Final = _internal_listener(directory)
+        self.internal: Final = _internal_listener(directory, INTERNAL_USER)
+        self.events: Final = _internal_listener(directory, EVENTS_USER)
 
     def spawn(self) -> None:
         """Start the broker without waiting for it; PortInUse, ToolMissing or ProcessEnded if it cannot be."""
@@ -107,28 +145,39 @@ class MosquittoBroker(ManagedServer):
             is_root=os.geteuid() == 0,
             directory=directory,
             pki=self._directory.pki,
-            addresses=loopback_addresses(),
             port=self.port,
+            connection_count_max=_connection_count_max(),
             internal_host=self.internal.host,
             internal_port=self.internal.port,
         )
         write_atomically(configuration, text.encode())
-        password_line = _mosquitto_password(self.internal.user_name, self.internal.password)
-        write_atomically(directory / "internal.password", password_line.encode())
-        internal = _render_acl(audience="bridge", internal_user=self.internal.user_name)
-        write_atomically(directory / "internal.acl", internal)
+        users = (self.internal, self.events)
+        passwords = "".join(_mosquitto_password(user.user_name, user.password) for user in users)
+        write_atomically(directory / "internal.password", passwords.encode())
+        write_atomically(directory / "internal.acl", _render_acl(audience="platform"))
         if not _device_acl_file(self._directory).exists():
-            write_acl(self._settings.data_dir, ())
+            write_acl(self._settings.data_dir, AccessList())
 
 
-def write_acl(data_dir: Path, entries: Iterable[tuple[str, str]]) -> None:
-    """Write the devices' access list, in one step; `reload_broker` makes it count.
-
-    `entries` are (common name, thing name) of the things whose certificate carries the certificate id, all of them
-    every time. Things whose common name is their own name need none.
-    """
-    content = _render_acl(audience="devices", entries=sorted(entries))
+def write_acl(data_dir: Path, access: AccessList) -> None:
+    """Write the devices' access list, in one step; `reload_broker` makes it count."""
+    content = _render_acl(audience="devices", access=access)
     write_atomically(_device_acl_file(DataDirectory(data_dir)), content)
+
+
+def events_listener(data_dir: Path) -> InternalListener:
+    """Return where the gateway connects to the broker of `data_dir`, from any process of the same user."""
+    return _internal_listener(DataDirectory(data_dir), EVENTS_USER)
+
+
+def bridge_listener(data_dir: Path) -> InternalListener:
+    """Return where the bridge connects to the broker of `data_dir`, and whoever reads off it what is retained."""
+    return _internal_listener(DataDirectory(data_dir), INTERNAL_USER)
+
+
+def broker_log_file(data_dir: Path) -> Path:
+    """Return the file in which the broker of `data_dir` writes its log."""
+    return _mosquitto_log(DataDirectory(data_dir))
 
 
 def reload_broker(data_dir: Path) -> None:
@@ -151,17 +200,25 @@ def reload_broker(data_dir: Path) -> None:
             log.seek(offset)
             return log.read()
 
-    internal = _internal_listener(directory)
+    internal = _internal_listener(directory, INTERNAL_USER)
+    # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
+    _accepts_bridge(internal)
     # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
-    has_begun = wait_until(lambda: _RELOAD_BEGINS in written(), timeout_s=_RELOAD_TIMEOUT_S)
-    if not has_begun or not wait_until(lambda: _accepts_bridge(internal), timeout_s=_RELOAD_TIMEOUT_S):
+    steps = (lambda: _RELOAD_BEGINS in written(), lambda: _accepts_bridge(internal))
+    if not all(_in_time(step, pid) for step in steps):
         raise BrokerError(
             f"mosquitto did not reload in {_RELOAD_TIMEOUT_S} s; see {log_file}",
             retryable=True,
         )
-    problems = [line for line in written().decode(errors="replace").splitlines() if "Error:" in line]
+    problems = [line for line in written().decode(errors="replace").splitlines() if _PROBLEM.match(line)]
     if problems:
         raise BrokerError(f"mosquitto could not reload; mend what {log_file} says:\n" + "\n".join(problems))
+
+
+def _in_time(is_done: Callable[[], bool], pid: int) -> bool:
+    """Wait until something is done by the broker, and return whether it was in time and the broker lives."""
+    is_over = wait_until(lambda: is_done() or not is_process_alive(pid), timeout_s=_RELOAD_TIMEOUT_S)
+    return is_over and is_process_alive(pid)
 
 
 def end_session(data_dir: Path, client_id: str) -> None:
@@ -171,16 +228,21 @@ def end_session(data_dir: Path, client_id: str) -> None:
     """
     # The specification's own means: a second client of the same id takes the place of the first (MQTT 3.1.1,
     # 3.1.4-2), here on a listener where a client may choose its id, and with a clean session, so nothing stays.
-    if not _accepts_bridge(_internal_listener(DataDirectory(data_dir)), client_id=client_id):
+    if not _accepts_bridge(_internal_listener(DataDirectory(data_dir), INTERNAL_USER), client_id=client_id):
         raise BrokerError(f"mosquitto did not end the session of {client_id!r}; try again", retryable=True)
 
 
-def _internal_listener(directory: DataDirectory) -> InternalListener:
+def _connection_count_max() -> int:
+    """Return how many connections the listener for devices takes, so that files are left for all other purposes."""
+    return max(1, open_file_count_max() - _RESERVED_FILE_COUNT)
+
+
+def _internal_listener(directory: DataDirectory, user_name: str) -> InternalListener:
     return InternalListener(
         host=LOOPBACK,
         port=_kept_port(directory, "internal.port"),
-        user_name=INTERNAL_USER,
-        password=read_or_create_secret(_internal_password_file(directory)),
+        user_name=user_name,
+        password=read_or_create_secret(_internal_password_file(directory, user_name)),
     )
 
 
@@ -228,9 +290,11 @@ def _mosquitto_password(user_name: str, password: str) -> str:
     return f"{user_name}:$7${_PASSWORD_ITERATIONS}${encoded[0]}${encoded[1]}\n"
 
 
-def _render_acl(*, audience: str, internal_user: str = "", entries: Sequence[tuple[str, str]] = ()) -> bytes:
+def _render_acl(*, audience: str, access: AccessList | None = None) -> bytes:
     template = TEMPLATES.get_template("acl.j2")
-    return template.render(audience=audience, internal_user=internal_user, entries=entries).encode()
+    return template.render(
+        audience=audience, bridge_user=INTERNAL_USER, events_user=EVENTS_USER, access=access
+    ).encode()
 
 
 def _kept_port(directory: DataDirectory, file_name: str) -> int:
@@ -268,5 +332,5 @@ def _device_acl_file(directory: DataDirectory) -> Path:
     return directory.mosquitto / "device.acl"
 
 
-def _internal_password_file(directory: DataDirectory) -> Path:
-    return directory.mosquitto / "internal.secret"
+def _internal_password_file(directory: DataDirectory, user_name: str) -> Path:
+    return directory.mosquitto / f"{user_name}.secret"

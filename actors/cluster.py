@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
+from actors.access import BrokerAccess
 from actors.actor_settings import (
     BRIDGE_NAME,
     GATEWAY_NAME,
@@ -132,6 +133,7 @@ class _Platform:
         self._settings = settings
         self._parts = parts
         self._directory = DataDirectory(settings.data_dir)
+        self._key_file = settings.key_file or self._directory.key_file
         self._lifetimes: dict[Any, str] = {}
 
     def start(self, version: str, progress: Callable[[str], None]) -> Endpoints:
@@ -143,7 +145,7 @@ class _Platform:
         Endpoints.remove(directory.path)
         for secret in (directory.ray_token_file, directory.operator_token_file):
             read_or_create_secret(secret)
-        CertificateAuthority.open_or_create(directory.pki)
+        self._authority = CertificateAuthority.open_or_create(directory.pki, key_file=self._key_file)
         self._require_ports_free()
         progress("starting Redis and mosquitto")
         self._start_processes()
@@ -175,15 +177,24 @@ class _Platform:
     def _start_processes(self) -> None:
         self._store, self._broker = RedisServer(self._settings), MosquittoBroker(self._settings)
         self._mqtts = MqttsEndpoint("127.0.0.1", self._broker.port)
-        for process in (self._store, self._broker):
-            self._parts.callback(process.stop)
-            process.spawn()
-        self._store.wait_until_ready()
+        self._parts.callback(self._store.stop)
+        self._store.start()
         # The shard actors check it, too; here a mistake is told before Ray has started.
         journal = Journal(self._store.url)
         journal.require_shard_count(self._settings.shard_count)
         journal.close()
-        self._broker.wait_until_ready()
+        # From the store, which is therefore first: without a good revocation list the broker does not start.
+        asyncio.run(self._write_access())
+        self._parts.callback(self._broker.stop)
+        self._broker.start()
+
+    async def _write_access(self) -> None:
+        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
+        try:
+            access = BrokerAccess(registry, self._authority, data_dir=self._directory.path, clock=WallClock())
+            await access.write()
+        finally:
+            await registry.close()
 
     def _start_actors(self) -> GatewayUrls:
         count = self._settings.shard_actor_count
@@ -228,6 +239,7 @@ class _Platform:
             internal.port,
             internal.user_name,
             internal.password,
+            self._store.url,
             self._settings.shard_count,
             self._settings.shard_actor_count,
             self._log_file("bridge"),
@@ -236,6 +248,7 @@ class _Platform:
     def _gateway_settings(self) -> GatewaySettings:
         return GatewaySettings(
             data_dir=str(self._directory.path),
+            key_file=str(self._key_file),
             redis_url=self._store.url,
             api_port=self._settings.api_port,
             device_port=self._settings.device_port,

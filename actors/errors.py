@@ -12,15 +12,26 @@ ActorsError
 │   ├── PortInUse                   something else listens on the port
 │   ├── ToolMissing                 a program of the system is not installed
 │   ├── ProcessEnded                a managed process ended by itself
-│   └── CertificateStoreError       the certificate authority's files are damaged
+│   ├── CertificateStoreError       the certificate authority's files are damaged
+│   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
+    ├── CertificateNameTaken        a certificate of that application or claim is in force
+    ├── CertificateNotFound         no such certificate is registered
     ├── DescriptionError            a thing or fleet is described against the rules
     ├── ThingExists                 the thing name is taken
     ├── ThingNotFound               no such thing is registered
+    ├── AccessKeyExists             the name of the access key is taken
+    ├── AccessKeyNotFound           no such access key
+    ├── SignatureRefused            a request's signature is malformed, out of date or wrong
     ├── FleetExists                 the fleet name is taken
-    └── FleetNotFound               no such standing fleet
+    ├── FleetNotFound               no such standing fleet
+    ├── RecordExists                the name of a thing type or thing group is taken
+    ├── RecordNotFound              no such thing type or thing group
+    ├── RecordVersionConflict       a thing or thing group is not of the version that was expected
+    ├── RecordInUse                 something else still needs the record that is to be deleted
+    └── ProvisioningRefused         a device that comes with a claim asks for what it may not have
 
 Facts stand in attributes, the text is made from them, and every text says what to change.
 """
@@ -169,6 +180,15 @@ class CertificateStoreError(WorldError):
         self.problem = problem
 
 
+class VaultError(WorldError):
+    """The key file cannot be used, or a sealed secret does not open under it; `key_file` is the one that was read."""
+
+    def __init__(self, key_file: Path, problem: str) -> None:
+        super().__init__(f"{key_file}: {problem}")
+        self.key_file = key_file
+        self.problem = problem
+
+
 class OperatorError(ActorsError):
     """A bad request of an operator; the text says what to change."""
 
@@ -194,6 +214,24 @@ class CertificateRequestError(OperatorError):
         super().__init__(f"{subject}: {problem}")
         self.subject = subject
         self.problem = problem
+
+
+class CertificateNameTaken(OperatorError):
+    """A certificate of an application or a claim (`kind`) of that name is in force already."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        text = f"{kind} {name!r} has a certificate that is in force; choose another name"
+        super().__init__(f"{text}, or revoke that one first")
+        self.kind = kind
+        self.name = name
+
+
+class CertificateNotFound(OperatorError):
+    """No certificate of that id or name is registered; `subject` says of whom it was sought."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"{subject} is not registered; look at the list of certificates")
+        self.subject = subject
 
 
 class DescriptionError(OperatorError):
@@ -224,6 +262,30 @@ class ThingNotFound(OperatorError):
         self.thing_name = thing_name
 
 
+class AccessKeyExists(OperatorError):
+    """An access key of that name exists."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is an access key {name!r} already; delete it first, or choose another name")
+        self.name = name
+
+
+class AccessKeyNotFound(OperatorError):
+    """No access key of that name exists."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no access key {name!r}; `twinfleet key list` shows those that are")
+        self.name = name
+
+
+class SignatureRefused(OperatorError):
+    """The signature of a request does not prove who sent it; `error_type` is the wire's name of the reason."""
+
+    def __init__(self, error_type: str, problem: str) -> None:
+        super().__init__(problem)
+        self.error_type = error_type
+
+
 class FleetExists(OperatorError):
     """The fleet name is taken; `reason` says by what and what to do."""
 
@@ -239,3 +301,59 @@ class FleetNotFound(OperatorError):
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no fleet {name!r}; `twinfleet fleet list` shows those that are")
         self.name = name
+
+
+class RecordExists(OperatorError):
+    """The name of a `kind` ("thing type", "thing group") is taken by another one than is asked for."""
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        reason: str = "exists already, and is another one; delete it first, or choose another name",
+    ) -> None:
+        super().__init__(f"{kind} {name!r} {reason}")
+        self.kind = kind
+        self.name = name
+        self.reason = reason
+
+
+class RecordNotFound(OperatorError):
+    """There is no `kind` ("thing type", "thing group") of that name."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} {name!r}; create it first, or name one that exists")
+        self.kind = kind
+        self.name = name
+
+
+class RecordVersionConflict(OperatorError):
+    """A record has another version than its changer expected; `subject` names it."""
+
+    def __init__(self, subject: str, *, expected: int, current: int) -> None:
+        super().__init__(
+            f"{subject} has version {current}, not {expected}; read it again and decide on what it is now"
+        )
+        self.subject = subject
+        self.expected = expected
+        self.current = current
+
+
+class RecordInUse(OperatorError):
+    """A `kind` ("provisioning template") cannot be deleted: `users` still need it."""
+
+    def __init__(self, kind: str, name: str, users: str) -> None:
+        super().__init__(f"{kind} {name!r} is needed by {users}; remove that first")
+        self.kind = kind
+        self.name = name
+        self.users = users
+
+
+class ProvisioningRefused(OperatorError):
+    """A device's provisioning request is refused; `status` and `error_code` are the wire's."""
+
+    def __init__(self, status: int, error_code: str, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.error_code = error_code
+        self.problem = problem

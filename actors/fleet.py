@@ -46,6 +46,10 @@ class Twin(Protocol):
         """Merge `state` into the desired section and return the accepted document; VersionConflict if not current."""
         ...
 
+    def describe(self) -> Awaitable[JsonObject]:
+        """Return everything that the twin is, as `GET /v1/twins/THING`; ShadowNotFound where there is no such twin."""
+        ...
+
     def telemetry(self) -> Awaitable[JsonObject]:
         """Return, per field, last value with its time, and count, min, max, mean over the sliding window."""
         ...
@@ -65,6 +69,13 @@ class Fleet(Protocol):
 
     async def ask(self, request: Request) -> Reply:
         """Return the answer to one request; what it changed is announced on MQTT where the fleet has a broker."""
+        ...
+
+    async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
+        """Return the answers to many requests, in their order, in few calls; requests of one thing keep their order.
+
+        When it raises, some of them may have been carried out.
+        """
         ...
 
     async def create_group(self, group: Group) -> None:
@@ -122,6 +133,11 @@ def telemetry_request(thing_name: str) -> Request:
     return Request(Operation.TELEMETRY_GET, thing_name, b"", "", is_direct=True)
 
 
+def describe_request(thing_name: str) -> Request:
+    """Return the request that a handle's `describe` sends."""
+    return Request(Operation.DESCRIBE, thing_name, b"", "", is_direct=True)
+
+
 def reply_document(reply: Reply) -> JsonObject:
     """Return the body of a reply as an object; a refusal is raised as its RequestError."""
     document: JsonObject = msgspec.json.decode(reply.payload) if reply.payload else {}
@@ -164,6 +180,10 @@ class LocalTwin:
         request = update_desired_request(self.thing_name, state, shadow_name=shadow_name, version=version)
         return reply_document(await self._fleet.ask(request))
 
+    async def describe(self) -> JsonObject:
+        """Return everything that the twin is, as `GET /v1/twins/THING`; ShadowNotFound where there is no such twin."""
+        return reply_document(await self._fleet.ask(describe_request(self.thing_name)))
+
     async def telemetry(self) -> JsonObject:
         """Return, per stream and field, last value with its time and the statistics of the sliding window."""
         return reply_document(await self._fleet.ask(telemetry_request(self.thing_name)))
@@ -205,6 +225,10 @@ class LocalFleet:
                 if matches(topic_filter, message.topic):
                     listener(message)
         return outcome.replies[0]
+
+    async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
+        """Return the answers to many requests, in their order."""
+        return [await self.ask(request) for request in requests]
 
     async def create_group(self, group: Group) -> None:
         """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""

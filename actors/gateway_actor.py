@@ -12,20 +12,36 @@ import msgspec
 import psutil
 import ray
 
+from actors.access import BrokerAccess
 from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls
-from actors.broker import end_session, reload_broker, write_acl
-from actors.errors import WorldError
+from actors.attempts import AttemptWatch, speaker_of
+from actors.broker import bridge_listener, end_session
+from actors.broker_events import BrokerEvents
+from actors.delta_announcer import DeltaAnnouncer
+from actors.errors import BrokerError, WorldError
+from actors.gateway.authentication import Identity
+from actors.gateway.certificates import CertificateOffice
 from actors.gateway.devices import create_device_app, registered_principal
+from actors.gateway.enrolment import DeviceOffice
+from actors.gateway.messaging import Messaging
 from actors.gateway.operators import create_app
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
 from actors.logs import log_to
 from actors.metrics import ProcessStatus
+from actors.mqtt_link import BrokerConnection
+from actors.mqtt_retained import RetainedMessage, read_retained
 from actors.pki import CertificateAuthority
+from actors.provisioning_desk import ProvisioningDesk
+from actors.provisioning_office import ProvisioningOffice
 from actors.ray_fleet import RayFleet, find_fleet
 from actors.registry.registry import Registry
+from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, is_process_alive, read_or_create_secret
+from actors.shard_actor import BridgeOutlet
+from actors.vault import Vault
 from actors.wall_clock import WallClock
+from twins.messages import Publish, encode
 
 # A question for a status is answered beside other work, in milliseconds.
 _STATUS_TIMEOUT_S: Final = 5.0
@@ -37,7 +53,9 @@ _BRIDGE_TOTALS: Final = {
     "messages_dropped": "dropped_count",
     "messages_redelivered": "redelivered_count",
     "topics_rejected": "rejected_topic_count",
+    "retentions_ended": "retention_ended_count",
     "payloads_too_large": "oversized_count",
+    "requests_throttled": "throttled_count",
     "publishes_refused": "refused_publish_count",
     "submissions_resent": "resent_count",
     "reconnects": "reconnect_count",
@@ -47,16 +65,44 @@ _BRIDGE_TOTALS: Final = {
 class ClusterView:
     """The platform as the gateway asks for it; see `gateway.platform_view.PlatformView`."""
 
-    def __init__(self, settings: GatewaySettings, fleet: RayFleet, registry: Registry) -> None:
+    def __init__(self, settings: GatewaySettings, fleet: RayFleet, access: BrokerAccess) -> None:
         self._settings = settings
         self._fleet = fleet
-        self._registry = registry
+        self.access: Final = access
+        self._outlet = BridgeOutlet(BRIDGE_NAME)
         self.https: UrlEndpoint | None = None
+        self.notes: Final = RetainedNotes.open(settings.redis_url)
+        self._messaging = Messaging(self.publish, self._retained, notes=self.notes, clock=WallClock())
+
+    def announce(self, messages: Sequence[Publish]) -> None:
+        """Hand messages to the bridge without waiting for it."""
+        self._outlet(messages)
 
     @property
     def endpoints(self) -> DeviceEndpoints:
         """Return where devices connect."""
         return DeviceEndpoints(mqtts=self._settings.mqtts, https=self.https)
+
+    @property
+    def messaging(self) -> Messaging:
+        """Return the broker as HTTP shows it."""
+        return self._messaging
+
+    async def _retained(self, topics: Sequence[str]) -> list[RetainedMessage]:
+        listener = bridge_listener(Path(self._settings.data_dir))
+        connection = BrokerConnection(listener.host, listener.port, listener.user_name, listener.password)
+        return await read_retained(connection, topics)
+
+    async def publish(self, message: Publish) -> None:
+        """Return when the broker has taken over a message that the bridge publishes for us."""
+        try:
+            bridge: Any = ray.get_actor(BRIDGE_NAME)
+            await bridge.publish.remote(encode([message]))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayError, ValueError) as error:
+            text = f"the bridge does not answer ({_first_line(error)}); try again"
+            raise BrokerError(text, retryable=True) from None
 
     async def processes(self) -> list[ProcessStatus]:
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
@@ -70,7 +116,9 @@ class ClusterView:
             )
         ]
         served = [
-            ProcessStatus("gateway", os.getpid()),
+            ProcessStatus(
+                "gateway", os.getpid(), totals={"announcements_dropped": self._outlet.dropped_count}
+            ),
             await self._bridge(),
             *await self._shard_actors(),
         ]
@@ -123,10 +171,7 @@ class ClusterView:
 
     async def reload_access(self) -> None:
         """Write the broker's access list and return when it and the revocation list are in force."""
-        directory = Path(self._settings.data_dir)
-        entries = await self._registry.certificates.acl_entries()
-        await asyncio.to_thread(write_acl, directory, list(entries.items()))
-        await asyncio.to_thread(reload_broker, directory)
+        await self.access.reload()
 
     async def end_sessions(self, client_ids: Sequence[str]) -> None:
         """Return when no MQTT session of these client ids is open or kept."""
@@ -152,12 +197,35 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _provisioning_desk(
+    devices: DeviceOffice,
+    registry: Registry,
+    authority: CertificateAuthority,
+    *,
+    view: ClusterView,
+    events: BrokerEvents,
+) -> ProvisioningDesk:
+    office = ProvisioningOffice(registry, devices, authority=authority, platform=view, clock=WallClock())
+    return ProvisioningDesk(
+        office,
+        registry,
+        gate=view.access,
+        end_sessions=view.end_sessions,
+        publish=events.session.publish,
+    )
+
+
 class GatewayActor:
     """The HTTP side of the platform. The constructor can't fail; `open` may be repeated."""
 
     def __init__(self) -> None:
         self._servers: list[HttpServer] = []
         self._registry: Registry | None = None
+        self._certificates: CertificateOffice | None = None
+        self._tending: asyncio.Task[None] | None = None
+        self._view: ClusterView | None = None
+        self._events: BrokerEvents | None = None
+        self._desk: ProvisioningDesk | None = None
 
     async def open(self, encoded: bytes) -> bytes:
         """Start both listeners and return their `GatewayUrls`; PortInUse names the option to change."""
@@ -167,19 +235,51 @@ class GatewayActor:
         directory = DataDirectory(Path(settings.data_dir))
         fleet = find_fleet(settings.shard_count, settings.shard_actor_count)
         registry = self._registry = await Registry.open(settings.redis_url, WallClock())
-        view = ClusterView(settings, fleet, registry)
+        authority = CertificateAuthority.open_or_create(directory.pki, key_file=Path(settings.key_file))
+        access = BrokerAccess(registry, authority, data_dir=directory.path, clock=WallClock())
+        view = self._view = ClusterView(settings, fleet, access)
         app = create_app(
             fleet=fleet,
             registry=registry,
-            authority=CertificateAuthority.open_or_create(directory.pki),
+            authority=authority,
             platform=view,
-            operator_token=read_or_create_secret(directory.operator_token_file),
+            identity=Identity(
+                read_or_create_secret(directory.operator_token_file),
+                registry.access_keys,
+                vault=Vault.open(Path(settings.key_file)),
+                clock=WallClock(),
+            ),
         )
         await app.state.settle()
-        devices = create_device_app(
-            fleet=fleet, principal_from_scope=registered_principal(registry), metrics=app.state.metrics
+        self._certificates = app.state.certificates
+        self._tending = asyncio.create_task(access.keep(), name="access")
+        self._events = BrokerEvents(
+            directory.path, settings.redis_url, registry=registry, fleet=fleet, clock=WallClock()
         )
-        tls = MutualTls(directory.pki / "server.pem", directory.pki / "server.key", directory.pki / "ca.pem")
+        self._desk = _provisioning_desk(
+            app.state.devices, registry, authority, view=view, events=self._events
+        )
+        await self._desk.begin()
+        deltas = DeltaAnnouncer(fleet, self._events.presence.thing_of)
+        attempts = AttemptWatch(
+            app.state.metrics,
+            device_port=settings.mqtts.port,
+            thing_of=speaker_of(registry.certificates),
+            end_session=lambda client_id: view.end_sessions([client_id]),
+        )
+        await self._events.start(app.state.certificates, self._desk, deltas, attempts)
+        devices = create_device_app(
+            fleet=fleet,
+            messaging=view.messaging,
+            principal_from_scope=registered_principal(registry, used=app.state.certificates.used),
+            metrics=app.state.metrics,
+        )
+        tls = MutualTls(
+            directory.pki / "server.pem",
+            directory.pki / "server.key",
+            directory.pki / "ca.pem",
+            refused=app.state.metrics.count_failed_handshake,
+        )
         api = HttpServer(app, port=settings.api_port, option="--api-port")
         self._servers.append(api)
         https = HttpServer(devices, port=settings.device_port, option="--device-port", tls=tls)
@@ -201,9 +301,24 @@ class GatewayActor:
         for server in self._servers:
             await server.stop()
         self._servers = []
+        if self._events is not None:
+            await self._events.close()
+            self._events = None
+        if self._desk is not None:
+            await self._desk.close()
+            self._desk = None
+        if self._tending is not None:
+            self._tending.cancel()
+            self._tending = None
+        if self._certificates is not None:
+            await self._certificates.close()
+            self._certificates = None
         if self._registry is not None:
             await self._registry.close()
             self._registry = None
+        if self._view is not None:
+            await self._view.notes.close()
+            self._view = None
 
     async def lifetime(self) -> None:
         """Never return: whoever waits for the answer learns of this process's end."""

@@ -21,6 +21,17 @@ _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 # Anything else that calls itself a method is counted as one, or a client could make labels without end.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+# What happens at the broker's listeners for devices, as its log tells it.
+_BROKER_COUNTERS: Final = {
+    "connections": "TCP connections that came to a listener for devices",
+    "clients_admitted": "Devices, applications and claims that were let in",
+    "handshakes_failed": "Connections that ended before a client was let in: no good certificate, no TLS, no CONNECT",
+    "protocol_errors": "Clients that were disconnected for what they sent",
+    "sessions_taken_over": "Sessions ended by a newer connection of the same client id, or by the platform",
+    "subscriptions_forbidden": "Subscriptions that reach topics of others: granted, and never delivered to",
+    "sessions_ended": "Sessions that the platform ended because of too many subscriptions",
+}
+
 
 @dataclass(frozen=True)
 class ProcessStatus:
@@ -59,6 +70,25 @@ class GatewayMetrics:
             buckets=_DURATION_BUCKETS_S,
             registry=self._registry,
         )
+
+        self._broker = {
+            name: Counter(f"twinfleet_broker_{name}", text, registry=self._registry)
+            for name, text in _BROKER_COUNTERS.items()
+        }
+
+        self._failed_handshakes = Counter(
+            "twinfleet_https_handshakes_failed",
+            "Connections to the HTTPS listener for devices that were refused in TLS",
+            registry=self._registry,
+        )
+
+    def count_failed_handshake(self) -> None:
+        """Count a client that TLS has refused."""
+        self._failed_handshakes.inc()
+
+    def count_at_broker(self, name: str) -> None:
+        """Count one thing that happened at the broker, by one of the names above."""
+        self._broker[name].inc()
 
     def count_request(
         self, listener: str, route: str, *, method: str, status: int, duration_s: float

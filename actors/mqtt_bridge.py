@@ -16,6 +16,8 @@ What is promised:
 - Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one
   submission in flight, and repeats it under the same batch names until it is answered. Meanwhile the next one
   gathers, so submissions grow with the load, and only this lane's things wait.
+- A thing has ten shadow requests in flight, and each further one is answered with code 429 at once. Not counted
+  out are requests that the broker had stored while the bridge, or its connection, was away: they wait their turn.
 - Nothing is buffered without bound: the broker hands over `receive_maximum` messages at QoS 1 until some are
   acknowledged; those at QoS 0 are dropped beyond a bound, and counted.
 
@@ -28,21 +30,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, NamedTuple, Protocol
 
 from actors.errors import BrokerError, WorldError
+from actors.mqtt_in_flight import ShadowRequests, too_many_requests
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Outbox
 from actors.mqtt_session import MqttSession
+from actors.wall_clock import WallClock
 from twins import topics
 from twins.messages import SHADOW_OPERATION, Batch, Operation, Outcome, Publish, Request
 from twins.sharding import shard_of
 
 __all__ = ["BridgeStatistics", "BrokerConnection", "Lanes", "MqttBridge"]
 
+# Where the bridge tells itself that the backlog has ended; the access lists keep everybody else away.
+MARKER_TOPIC: Final = "twinfleet/bridge/marker"
 # Bounds what waits here without being in the broker's window: messages at QoS 0, and those of a connection
 # that is gone. About a second of the 100,000 small messages that mosquitto delivers at QoS 0.
 UNWINDOWED_BYTES_MAX: Final = 16 << 20
@@ -90,18 +96,21 @@ class BridgeStatistics:
     """What the bridge has done since its start, and what it holds.
 
     `received_count` messages came; of these `rejected_topic_count` were no requests, `oversized_count` telemetry
-    beyond PAYLOAD_BYTES_MAX, `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered
-    before. `request_count` requests in
-    `batch_count` batches were answered by shards, `resent_count` submissions had to be repeated.
-    `acknowledged_count` messages were acknowledged, `stale_count` could not be because their connection was
-    gone. `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
+    beyond PAYLOAD_BYTES_MAX, `throttled_count` shadow requests of things that had too many in flight,
+    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before.
+    `is_catching_up` while what the broker had stored still comes. `request_count` requests in `batch_count`
+    batches were answered by shards, `resent_count` submissions had to be repeated. `acknowledged_count`
+    messages were acknowledged, `stale_count` could not be because their connection was gone.
+    `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
     `unpublished_count` messages for the broker's.
     """
 
     is_connected: bool
+    is_catching_up: bool
     received_count: int
     rejected_topic_count: int
     oversized_count: int
+    throttled_count: int
     dropped_count: int
     redelivered_count: int
     batch_count: int
@@ -126,6 +135,7 @@ class _Route(NamedTuple):
     shard: int
     lane: Outbox
     overhead_bytes: int
+    is_shadow: bool
 
 
 class MqttBridge:
@@ -138,8 +148,14 @@ class MqttBridge:
         self._outboxes = [Outbox(index) for index in range(lanes.lane_count)]
         self._route = lru_cache(_ROUTES_MAX)(self._find_route)
         self._session = MqttSession(
-            connection, topics.REQUEST_FILTERS, connected=self._on_connected, arrived=self._on_arrived
+            connection,
+            topics.REQUEST_FILTERS,
+            connected=self._on_connected,
+            arrived=self._on_arrived,
+            marker_topic=MARKER_TOPIC,
         )
+        self._shadow_requests = ShadowRequests()
+        self._clock = WallClock()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         # By packet id: what the current link delivered, and what the one before did that may be delivered
@@ -149,10 +165,14 @@ class MqttBridge:
         # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
         self._unwindowed_bytes = 0
         self._received_count = self._rejected_topic_count = self._oversized_count = 0
-        self._dropped_count = self._redelivered_count = 0
+        self._throttled_count = self._dropped_count = self._redelivered_count = 0
         self._batch_count = self._request_count = self._resent_count = 0
         self._acknowledged_count = self._stale_count = 0
         self._last_shard_error: str | None = None
+
+    def listen_for_retained(self, retained: Callable[[bytes, bytes, int], None]) -> None:
+        """Tell `retained(topic, payload, qos)` of what is to be retained (see `LinkEvents`); before `start`."""
+        self._session.listen_for_retained(retained)
 
     async def start(self) -> None:
         """Connect, subscribe to all requests and serve; BrokerError if the broker does not grant that in time."""
@@ -207,9 +227,11 @@ class MqttBridge:
         session = self._session
         return BridgeStatistics(
             is_connected=session.is_connected,
+            is_catching_up=session.is_catching_up,
             received_count=self._received_count,
             rejected_topic_count=self._rejected_topic_count,
             oversized_count=self._oversized_count,
+            throttled_count=self._throttled_count,
             dropped_count=self._dropped_count,
             redelivered_count=self._redelivered_count,
             batch_count=self._batch_count,
@@ -239,6 +261,7 @@ class MqttBridge:
             if not held.was_taken and not self._may_keep(held.size_bytes):
                 # Out of the outbox, unread; if it comes again it is as good as new.
                 held.was_taken = True
+                self._end(held)
                 self._orphans.pop(packet_id, None)
         self._held = {}
         for lane in self._outboxes:
@@ -271,10 +294,12 @@ class MqttBridge:
     def _on_arrived(self, topic: bytes, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
         if self._is_draining:
             return
+        route = self._route(topic)
+        if route is None and self._session.ends_backlog(topic, payload, packet_id):
+            return
         self._received_count += 1
         if is_redelivered:
             self._redelivered_count += 1
-        route = self._route(topic)
         if route is None:
             self._rejected_topic_count += 1
             self._decline(packet_id)
@@ -291,7 +316,7 @@ class MqttBridge:
 
     def _hold(self, route: _Route, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
         """Put a request into its outbox, unless it is held already or is one too many."""
-        operation, thing_name, name, shard, lane, overhead_bytes = route
+        operation, thing_name, name, shard, lane, overhead_bytes, is_shadow = route
         request = Request(operation, thing_name, payload, name)
         size_bytes = len(payload) + overhead_bytes
         held = Held(shard, request, packet_id, size_bytes)
@@ -307,22 +332,51 @@ class MqttBridge:
             if self._orphans:
                 self._orphans = {}
             self._held[packet_id] = held
+        if is_shadow:
+            is_bounded = not (is_redelivered or self._session.is_catching_up)
+            held.is_counted = self._shadow_requests.begin(thing_name, is_bounded=is_bounded)
+            if not held.is_counted:
+                self._refuse(held)
+                return
         lane.waiting.append(held)
         lane.filled.set()
+
+    def _refuse(self, held: Held) -> None:
+        """Answer a request that is one too many of its thing; what comes of that is as with any other."""
+        self._throttled_count += 1
+        held.was_taken = True
+        if not held.packet_id:
+            self._unwindowed_bytes -= held.size_bytes
+            if not self._session.has_room:
+                # No window bounds the answers to requests at QoS 0.
+                self._dropped_count += 1
+                return
+        refusal = too_many_requests(held.request, self._clock.now_s())
+        self._session.send([refusal], partial(self._settle, [held]))
+
+    def _end(self, held: Held) -> None:
+        """Count a request as in flight no more, if it was."""
+        if held.is_counted:
+            held.is_counted = False
+            self._shadow_requests.end(held.request.thing_name)
 
     def _find_route(self, topic: bytes) -> _Route | None:
         """Return where a topic's requests go; None for one that is no request."""
         found = topics.parse(topic.decode(errors="replace"))
         if found is None:
             return None
+        is_shadow = isinstance(found, topics.ShadowTopic)
         if isinstance(found, topics.ShadowTopic):
             operation, name = SHADOW_OPERATION[found.operation], found.shadow_name
+        elif isinstance(found, topics.DefenderTopic):
+            operation, name = Operation.DEFENDER, found.style
         else:
             operation, name = Operation.TELEMETRY, found.stream
         shard = shard_of(found.thing_name, self._lanes.shard_count)
         lane = self._outboxes[self._lanes.lane_of(shard)]
         # Names are part of the topic, so its length bounds theirs.
-        return _Route(operation, found.thing_name, name, shard, lane, len(topic) + REQUEST_OVERHEAD_BYTES)
+        overhead_bytes = len(topic) + REQUEST_OVERHEAD_BYTES
+        return _Route(operation, found.thing_name, name, shard, lane, overhead_bytes, is_shadow)
 
     async def _serve(self, lane: Outbox) -> None:
         """Submit what waits in a lane, one submission after another, until cancelled."""
@@ -369,6 +423,8 @@ class MqttBridge:
         packet_ids = []
         for each in done:
             each.is_done = True
+            if each.is_counted:
+                self._end(each)
             if each.packet_id:
                 packet_ids.append(each.packet_id)
         if not packet_ids:

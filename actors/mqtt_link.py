@@ -25,6 +25,7 @@ from typing import Any, Final
 from gmqtt import Client, MQTTConnectError, Subscription
 
 from actors.errors import BrokerError, SettingsError
+from twins.messages import Delivery
 
 # A broker reads its database back before it answers: seconds for a large one. Longer means that it hangs.
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -44,6 +45,7 @@ _PUBLISH: Final = 0x30
 _QOS_1: Final = 0x02
 _QOS_MASK: Final = 0x06
 _DUPLICATE: Final = 0x08
+_RETAIN: Final = 0x01
 # PUBACK, remaining length 2, and room for the packet id: without a reason it means success (MQTT 5, 3.4.2.1).
 _PUBACK_WORD: Final = 0x40020000
 # Retained messages are not replayed when a subscription is made again (MQTT 5, 3.8.3.1): a replay is no
@@ -95,12 +97,15 @@ class LinkEvents:
 
     `connected(link, session_present)`: logged in, before any message. `arrived(topic, payload, packet_id,
     is_redelivered)`: a message, packet id 0 at QoS 0. `handed_over(packet_id, reason)`: the broker took a
-    message.
+    message. `retained(topic, payload, qos)`: a message is to be retained, and arrives like any other
+    afterwards; but where somebody listens for these, one without payload only ends what was retained,
+    and does not arrive.
     """
 
     connected: Callable[[MqttLink, bool], None]
     arrived: Callable[[bytes, bytes, int, bool], None]
     handed_over: Callable[[int, int], None]
+    retained: Callable[[bytes, bytes, int], None] | None = None
 
 
 class MqttLink:
@@ -170,7 +175,13 @@ class MqttLink:
             )
         self._client.subscribe(
             [
-                Subscription(each, qos=1, retain_handling_options=_NEVER_SEND_RETAINED)
+                Subscription(
+                    each,
+                    qos=1,
+                    # Or the broker would hide from us which messages it retains.
+                    retain_as_published=True,
+                    retain_handling_options=_NEVER_SEND_RETAINED,
+                )
                 for each in topic_filters
             ]
         )
@@ -272,31 +283,48 @@ class MqttLink:
         # The properties say nothing that a request needs; topic aliases are off unless the client allows
         # them.
         length, end = _variable_length(packet, end)
-        self._events.arrived(topic, packet[end + length :], packet_id, bool(command & _DUPLICATE))
+        payload = packet[end + length :]
+        if command & _RETAIN and self._events.retained is not None:
+            self._events.retained(topic, payload, (command & _QOS_MASK) >> 1)
+            if not payload:
+                if packet_id:
+                    self.acknowledge([packet_id])
+                return
+        self._events.arrived(topic, payload, packet_id, bool(command & _DUPLICATE))
 
     def _on_puback(self, _command: int, packet: bytes) -> None:
         if self._is_open:
             self._events.handed_over(packet[0] << 8 | packet[1], packet[2] if len(packet) > 2 else 0)
 
 
-def encode_publish(topic: str, payload: bytes, packet_id: int) -> bytes:
-    """Return a PUBLISH packet at QoS 1, not retained, without properties."""
+def encode_publish(topic: str, payload: bytes, packet_id: int, delivery: Delivery | None = None) -> bytes:
+    """Return a PUBLISH packet; without a delivery at QoS 1, not retained, without properties."""
     name = topic.encode()
+    if delivery is not None:
+        flags = _PUBLISH | delivery.qos << 1 | delivery.is_retained
+        number = packet_id.to_bytes(2, "big") if delivery.qos else b""
+        properties = encode_variable_length(len(delivery.properties)) + delivery.properties
+        variable = len(name).to_bytes(2, "big") + name + number + properties
+        return b"%c%b%b%b" % (flags, encode_variable_length(len(variable) + len(payload)), variable, payload)
     # Two bytes for the topic's length, two for the packet id, one for the length of no properties.
-    rest = len(name) + len(payload) + 5
-    length = bytearray()
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    length.append(rest)
     return b"%c%b%b%b%b\0%b" % (
         _PUBLISH | _QOS_1,
-        bytes(length),
+        encode_variable_length(len(name) + len(payload) + 5),
         len(name).to_bytes(2, "big"),
         name,
         packet_id.to_bytes(2, "big"),
         payload,
     )
+
+
+def encode_variable_length(value: int) -> bytes:
+    """Return a variable byte integer (MQTT 5, 1.5.5)."""
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _variable_length(packet: bytes, position: int) -> tuple[int, int]:

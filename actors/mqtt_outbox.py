@@ -24,7 +24,7 @@ REQUEST_OVERHEAD_BYTES: Final = 16
 class Held:
     """A request from its arrival to its acknowledgement."""
 
-    __slots__ = ("is_done", "packet_id", "request", "shard", "size_bytes", "was_taken")
+    __slots__ = ("is_counted", "is_done", "packet_id", "request", "shard", "size_bytes", "was_taken")
 
     def __init__(self, shard: int, request: Request, packet_id: int, size_bytes: int) -> None:
         self.shard = shard
@@ -35,6 +35,8 @@ class Held:
         # Out of the outbox, and carried out with all that follows from it.
         self.was_taken = False
         self.is_done = False
+        # Among the shadow requests that its thing has in flight.
+        self.is_counted = False
 
 
 class Submission(NamedTuple):

@@ -7,6 +7,10 @@ Outgoing messages leave in one order, and again in that order on the next link i
 them over (PUBACK) before the last one broke: at least once, never overtaking within a topic. In flight are
 fewer than the broker's receive maximum; what waits behind them is bounded because callers wait for `room`
 before they add.
+
+A session that outlives its links has a backlog: what the broker stored while there was no link. It ends where
+a marker comes back that the session publishes to itself after each subscription: the broker hands messages
+out in their order (MQTT 5, 4.6), so what comes before the marker may be old, and what comes after it is not.
 """
 
 from __future__ import annotations
@@ -14,9 +18,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from actors.errors import BrokerError
@@ -29,7 +35,7 @@ from actors.mqtt_link import (
     MqttLink,
     encode_publish,
 )
-from twins.messages import Publish
+from twins.messages import Delivery, Publish
 
 # The first wait hides a broker's restart from people, the last bounds its log: 12 attempts a minute.
 RECONNECT_DELAY_MIN_S: Final = 0.1
@@ -63,6 +69,7 @@ class _Outgoing(NamedTuple):
     topic: str
     payload: bytes
     handover: _Handover
+    delivery: Delivery | None = None
 
 
 class MqttSession:
@@ -75,14 +82,23 @@ class MqttSession:
         *,
         connected: Callable[[bool], None],
         arrived: Callable[[bytes, bytes, int, bool], None],
+        marker_topic: str = "",
     ) -> None:
-        """Tell `connected(session_present)` and `arrived(topic, payload, packet_id, is_redelivered)` of events."""
+        """Tell `connected(session_present)` and `arrived(topic, payload, packet_id, is_redelivered)` of events.
+
+        With a `marker_topic` that nobody else reads or writes the session knows when the backlog has come: whoever
+        is told of an arrival asks `ends_backlog` first.
+        """
         self.published_count = 0
         self.refused_count = 0
         self.reconnect_count = 0
         self.last_error: str | None = None
         self._settings = connection
-        self._topic_filters = topic_filters
+        self._topic_filters = (*topic_filters, marker_topic) if marker_topic else topic_filters
+        # From each login until its marker is back: what arrives may have been stored before.
+        self.is_catching_up = False
+        self._marker_topic = marker_topic.encode()
+        self._marker: _Outgoing | None = None
         self._connected = connected
         self._events = LinkEvents(self._on_connected, arrived, self._on_handed_over)
         self._link: MqttLink | None = None
@@ -97,6 +113,10 @@ class MqttSession:
         self._is_flush_due = False
         self._is_closed = False
         self._changed = asyncio.Event()
+
+    def listen_for_retained(self, retained: Callable[[bytes, bytes, int], None]) -> None:
+        """Tell `retained(topic, payload, qos)` of what is to be retained (see `LinkEvents`); before `open`."""
+        self._events = replace(self._events, retained=retained)
 
     async def open(self) -> None:
         """Connect and subscribe once; BrokerError if that fails."""
@@ -140,8 +160,31 @@ class MqttSession:
         self._window = min(link.broker_receive_maximum, SEND_WINDOW_MAX)
         self._waiting.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
+        self._mark()
         self._flush()
         self._changed.set()
+
+    def _mark(self) -> None:
+        """Put a marker of this link before all that is to leave, in place of the one of the last link.
+
+        Each is another: one that the broker took from the last link stands in the middle of the backlog.
+        """
+        if not self._marker_topic:
+            return
+        self._waiting = deque(each for each in self._waiting if each is not self._marker)
+        handover = _Handover(1, lambda _error: None)
+        self._marker = _Outgoing(self._marker_topic.decode(), secrets.token_bytes(8), handover)
+        self._waiting.appendleft(self._marker)
+
+    def ends_backlog(self, topic: bytes, payload: bytes, packet_id: int) -> bool:
+        """Tell whether a message is a marker, which is acknowledged here and concerns nobody else."""
+        if topic != self._marker_topic:
+            return False
+        if self._marker is not None and payload == self._marker.payload:
+            self.is_catching_up = False
+        if packet_id and self._link is not None:
+            self._link.acknowledge([packet_id])
+        return True
 
     async def _until_lost(self, link: MqttLink) -> None:
         pause_s = self._settings.keepalive_s / _CHECKS_PER_PERIOD
@@ -182,9 +225,14 @@ class MqttSession:
         """Return how many messages the broker has not taken over yet."""
         return len(self._in_flight) + len(self._waiting)
 
+    @property
+    def has_room(self) -> bool:
+        """Tell whether a message that is sent now leaves soon: connected, and not too many wait."""
+        return self.is_connected and self._backlog_bytes < BACKLOG_BYTES_MAX
+
     async def room(self) -> None:
         """Return when connected and with room for more to send; BrokerError if the session is closed."""
-        while not self.is_connected or self._backlog_bytes >= BACKLOG_BYTES_MAX:
+        while not self.has_room:
             if self._is_closed:
                 raise BrokerError("the MQTT session is closed; start the bridge again")
             self._changed.clear()
@@ -200,7 +248,7 @@ class MqttSession:
         """Queue `messages` (at least one) and call `finish` when the broker has taken all of them over."""
         handover = _Handover(len(messages), finish)
         for message in messages:
-            self._waiting.append(_Outgoing(message.topic, message.payload, handover))
+            self._waiting.append(_Outgoing(message.topic, message.payload, handover, message.delivery))
             self._backlog_bytes += len(message.payload) + _MESSAGE_OVERHEAD_BYTES
         self._flush()
 
@@ -209,22 +257,29 @@ class MqttSession:
         if not self.is_connected or self._link is None:
             return
         waiting, in_flight, packets = self._waiting, self._in_flight, []
+        unanswered: list[int] = []
         while waiting and len(in_flight) < self._window:
             message = waiting.popleft()
             self._packet_id = self._packet_id % PACKET_ID_MAX + 1
             while self._packet_id in in_flight:
                 self._packet_id = self._packet_id % PACKET_ID_MAX + 1
-            packet = encode_publish(message.topic, message.payload, self._packet_id)
+            packet = encode_publish(message.topic, message.payload, self._packet_id, message.delivery)
             in_flight[self._packet_id] = message
             if len(packet) > self._packet_bytes_max:
                 self._on_handed_over(self._packet_id, PACKET_TOO_LARGE)
-            else:
-                packets.append(packet)
+                continue
+            packets.append(packet)
+            if message.delivery is not None and message.delivery.qos == 0:
+                unanswered.append(self._packet_id)
         if packets:
             self._link.send(b"".join(packets))
+        # What is sent at QoS 0 is handed over by that: nobody acknowledges it.
+        for packet_id in unanswered:
+            self._on_handed_over(packet_id, 0)
 
     def _on_connected(self, link: MqttLink, session_present: bool) -> None:
         self._link = link
+        self.is_catching_up = bool(self._marker_topic)
         self._connected(session_present)
 
     def _on_handed_over(self, packet_id: int, reason: int) -> None:
@@ -237,9 +292,10 @@ class MqttSession:
             self.last_error = (
                 f"the MQTT broker refused a message on {message.topic} with reason {reason:#04x}"
             )
-        else:
+        elif message is not self._marker:
             self.published_count += 1
-        self._backlog_bytes -= len(message.payload) + _MESSAGE_OVERHEAD_BYTES
+        if message is not self._marker:
+            self._backlog_bytes -= len(message.payload) + _MESSAGE_OVERHEAD_BYTES
         message.handover.missing_count -= 1
         if message.handover.missing_count == 0:
             message.handover.finish(None)

@@ -1,7 +1,8 @@
 """Certificates: the platform's own authority, and the one function from a certificate to its principal.
 
 Owns the authority's keys and files, what a common name may be and what it means. Who is registered, which
-certificate belongs to which thing and which are revoked is the registry's; it calls `revoke` here.
+certificate belongs to which thing and which are revoked is the registry's: a revocation list that is lost is made
+again from there.
 
 The *certificate id* of this platform is the SHA-256 of the public key (DER SubjectPublicKeyInfo) in 64 lower-case
 hexadecimal digits, for all certificates alike. The hash of the certificate itself would not do: it is known only after
@@ -16,8 +17,8 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -28,8 +29,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from actors.errors import CertificateRequestError, CertificateStoreError
+from actors.errors import CertificateRequestError, CertificateStoreError, VaultError
 from actors.settings import write_atomically
+from actors.vault import Vault, is_sealed
 from actors.wall_clock import WallClock
 from twins.clock import Clock
 from twins.sharding import is_thing_name
@@ -37,6 +39,10 @@ from twins.sharding import is_thing_name
 # The platform's own user on the broker's internal listener. No certificate is ever issued for it: on the devices'
 # listener the common name becomes the client id, and would take over the bridge's session.
 INTERNAL_USER: Final = "app.bridge"
+# The gateway's session, which hears the broker's log; and what every probe's client id begins with.
+EVENTS_USER: Final = "app.events"
+PROBE_USER: Final = "app.probe"
+_RESERVED_NAMES: Final = frozenset({INTERNAL_USER, EVENTS_USER})
 # X.509's upper bound for a common name (RFC 5280, ub-common-name).
 COMMON_NAME_MAX: Final = 64
 # The longest signing request that AWS IoT takes; ours are about 500 characters.
@@ -47,12 +53,22 @@ _AUTHORITY_LIFE: Final = dt.timedelta(days=3653)
 _SERVER_LIFE: Final = dt.timedelta(days=825)
 # Time enough for a platform that is restarted monthly.
 _SERVER_RENEWAL: Final = dt.timedelta(days=30)
+# A copy of the list that somebody kept is no good after that; and it is renewed when half of it is over, so that a
+# platform which stood still for two weeks starts with one that is still good.
+_LIST_LIFE: Final = dt.timedelta(days=30)
+_LIST_RENEWAL: Final = _LIST_LIFE / 2
+# Room for lists that follow each other faster than one a second, which each provisioning brings two of: a year of them.
+_LIST_BACKDATING: Final = dt.timedelta(days=365)
+# What the sealed key is, so that no other sealed secret passes for it.
+_KEY_CONTEXT: Final = b"twinfleet certificate authority key"
 # A device's clock may be behind, or set to the wrong zone, when it first connects.
 _BACKDATING: Final = dt.timedelta(days=1)
 _CERTIFICATE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
+# How the common names of claims begin.
+CLAIM_PREFIX: Final = "claim."
 _PREFIXES: Final[dict[str, Literal["application", "claim"]]] = {
     "app.": "application",
-    "claim.": "claim",
+    CLAIM_PREFIX: "claim",
 }
 
 
@@ -103,14 +119,21 @@ def principal_of(
     return Principal("thing", common_name) if is_thing_name(common_name) else None
 
 
-def common_name_for_thing(thing_name: str, certificate_id: str) -> str:
+def common_name_for_thing(thing_name: str, certificate_id: str, *, taken: Collection[str] = ()) -> str:
     """Return the common name for a thing's certificate: the thing name if it can be one, else the certificate id.
 
-    A thing name that looks like a certificate id gets the id too, or it could pass for another thing's certificate.
+    `taken` are the common names of the thing's other certificates in force: the common name is the broker's client id,
+    so two devices of one would throw each other out. A thing name that looks like a certificate id gets the id too, or
+    it could pass for another thing's certificate.
     """
-    if len(thing_name) <= COMMON_NAME_MAX and not is_certificate_id(thing_name):
+    if len(thing_name) <= COMMON_NAME_MAX and not is_certificate_id(thing_name) and thing_name not in taken:
         return thing_name
     return certificate_id
+
+
+def is_reserved(common_name: str) -> bool:
+    """Tell whether the platform's own sessions use the name: with it, a client could throw them out of the broker."""
+    return common_name in _RESERVED_NAMES or common_name.startswith(PROBE_USER)
 
 
 def is_certificate_id(name: str) -> bool:
@@ -129,16 +152,27 @@ def certificate_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
 def generate_key_and_csr(name: str) -> KeyAndRequest:
     """Return a new EC P-256 key and a signing request that carries `name` where it fits; the authority ignores it."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _subject(name) if 0 < len(name) <= COMMON_NAME_MAX else x509.Name([])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    csr_pem = request.public_bytes(serialization.Encoding.PEM).decode()
-    return KeyAndRequest(private_key_pem=_key_pem(key).decode(), csr_pem=csr_pem)
+    return KeyAndRequest(private_key_pem=_key_pem(key).decode(), csr_pem=_csr_pem(key, name))
+
+
+def csr_for_key_file(file: Path, name: str) -> str:
+    """Return a signing request, as `generate_key_and_csr` makes it, for the key in a file.
+
+    CertificateRequestError if there is no EC private key in it.
+    """
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise CertificateRequestError(str(file), f"is no private key: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateRequestError(str(file), "is no EC private key; move it away")
+    return _csr_pem(key, name)
 
 
 class CertificateAuthority:
     """The authority of one platform: signs certificates for devices and for its own servers, and revokes them.
 
-    Its directory holds ca.pem, ca.key, server.pem, server.key and crl.pem, all readable by their owner only.
+    Its directory holds ca.pem, ca.key (sealed), server.pem, server.key and crl.pem, all readable by their owner only.
     """
 
     def __init__(
@@ -147,6 +181,7 @@ class CertificateAuthority:
         certificate: x509.Certificate,
         key: ec.EllipticCurvePrivateKey,
     ) -> None:
+        """Prepare the authority with this certificate and key; `open_or_create` finds them."""
         self.ca_file: Final = directory / "ca.pem"
         self.server_certificate_file: Final = directory / "server.pem"
         self.server_key_file: Final = directory / "server.key"
@@ -156,27 +191,29 @@ class CertificateAuthority:
         self._key = key
 
     @classmethod
-    def open_or_create(cls, directory: Path, *, clock: Clock | None = None) -> CertificateAuthority:
+    def open_or_create(
+        cls, directory: Path, *, key_file: Path | None = None, clock: Clock | None = None
+    ) -> CertificateAuthority:
         """Return the authority that `directory` keeps, made now if there is none, with a valid server certificate.
 
-        CertificateStoreError if a file is missing or damaged: a new authority would lock out every device, and a
-        new revocation list would let the revoked ones in.
+        Its key is sealed under the vault's key in `key_file` (None: vault.key beside the directory, which is where a
+        data directory has it); a plain one of an older version is sealed now. CertificateStoreError or VaultError,
+        naming the file to restore, if ca.pem, ca.key or the key file is missing or damaged: a new authority would
+        lock out every device. The revocation list may be broken: see `is_list_whole`.
         """
         now = _moment(clock or WallClock())
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        vault_file = key_file or directory.parent / "vault.key"
         with _exclusive(directory):
             ca_file = directory / "ca.pem"
             if ca_file.exists():
-                authority = cls(
-                    directory,
-                    _read_certificate(ca_file),
-                    _read_key(directory / "ca.key"),
-                )
+                key = _open_authority_key(directory / "ca.key", vault_file)
+                authority = cls(directory, _read_certificate(ca_file), key)
                 authority._check(now)
             elif (directory / "server.pem").exists():
                 raise CertificateStoreError(ca_file, "is missing, though the authority has been in use")
             else:
-                authority = cls._create(directory, now)
+                authority = cls._create(directory, Vault.open(vault_file), now)
             if not authority._server_certificate_serves(now):
                 authority._renew_server_certificate(now)
         return authority
@@ -186,14 +223,19 @@ class CertificateAuthority:
         return _certificate_pem(self._certificate).decode()
 
     def issue_for_thing(
-        self, csr_pem: str, thing_name: str, *, clock: Clock | None = None
+        self, csr_pem: str, thing_name: str, *, taken: Collection[str] = (), clock: Clock | None = None
     ) -> IssuedCertificate:
         """Return a device certificate for the thing; see `common_name_for_thing` for its common name."""
         if not is_thing_name(thing_name):
             problem = "is no thing name: 1 to 128 of letters, digits, colon, underscore and hyphen"
             raise CertificateRequestError(repr(thing_name), problem)
         certificate_id = certificate_id_of(_public_key_of_csr(csr_pem))
-        return self.issue_from_csr(csr_pem, common_name_for_thing(thing_name, certificate_id), clock=clock)
+        common_name = common_name_for_thing(thing_name, certificate_id, taken=taken)
+        return self.issue_from_csr(csr_pem, common_name, clock=clock)
+
+    def issue_unnamed(self, csr_pem: str, *, clock: Clock | None = None) -> IssuedCertificate:
+        """Return a device certificate whose common name is its id, for a thing that is named later."""
+        return self.issue_from_csr(csr_pem, certificate_id_of(_public_key_of_csr(csr_pem)), clock=clock)
 
     def issue_from_csr(
         self, csr_pem: str, common_name: str, *, clock: Clock | None = None
@@ -224,22 +266,54 @@ class CertificateAuthority:
         """Add the serial numbers to the revocation list; those that stand in it stay.
 
         Servers read the list when they are told to, and only for new connections: reload the broker, then end the
-        device's open session.
+        device's open session. CertificateStoreError if the list is broken, and what it held would be lost.
         """
         now = _moment(clock or WallClock())
         with _exclusive(self._directory):
-            revoked = {entry.serial_number: entry for entry in self._read_crl()}
-            for serial in serials:
-                builder = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
-                revoked.setdefault(serial, builder.build())
-            self._write_crl(revoked.values(), now)
+            self._read_crl()
+            self._renew_list(dict.fromkeys(serials, now.timestamp()), now)
+
+    def renew_list(
+        self,
+        revoked: Mapping[int, float],
+        *,
+        admitted: Collection[int] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """Write the revocation list anew, good for 30 days: `revoked` (serial -> since when, s) and what it held.
+
+        `revoked` must be all there is: of a list that cannot be read, nothing is kept. Serials in `admitted`, of
+        certificates that were held back for a time, are taken off.
+        """
+        with _exclusive(self._directory):
+            self._renew_list(revoked, _moment(clock or WallClock()), admitted)
+
+    def is_list_whole(self, serials: Collection[int] = (), *, without: Collection[int] = ()) -> bool:
+        """Tell whether the revocation list is good, holds all of these serial numbers and none of those `without`."""
+        try:
+            listed = self.revoked_serials()
+        except CertificateStoreError:
+            return False
+        return listed.issuperset(serials) and listed.isdisjoint(without)
+
+    def is_list_due(self, *, clock: Clock | None = None) -> bool:
+        """Tell whether the revocation list should be renewed: half of its life is over, or it is broken.
+
+        A list that lives longer than ours do, as those of older versions did, is due as well.
+        """
+        now = _moment(clock or WallClock())
+        try:
+            end = self._read_crl().next_update_utc
+        except CertificateStoreError:
+            return True
+        return end is None or not _LIST_RENEWAL < end - now <= _LIST_LIFE
 
     def revoked_serials(self) -> frozenset[int]:
         """Return the serial numbers on the revocation list."""
         return frozenset(entry.serial_number for entry in self._read_crl())
 
     @classmethod
-    def _create(cls, directory: Path, now: dt.datetime) -> CertificateAuthority:
+    def _create(cls, directory: Path, vault: Vault, now: dt.datetime) -> CertificateAuthority:
         key = ec.generate_private_key(ec.SECP256R1())
         # A name of its own, so that a client that knows several platforms tells their authorities apart.
         subject = _subject(f"twinfleet CA {certificate_id_of(key.public_key())[:8]}")
@@ -258,7 +332,7 @@ class CertificateAuthority:
             .sign(key, hashes.SHA256())
         )
         authority = cls(directory, certificate, key)
-        write_atomically(directory / "ca.key", _key_pem(key))
+        write_atomically(directory / "ca.key", vault.seal(_key_pem(key), _KEY_CONTEXT))
         authority._write_crl((), now)
         # Last: an authority without ca.pem has never issued anything and is simply made again.
         write_atomically(authority.ca_file, _certificate_pem(certificate))
@@ -269,7 +343,6 @@ class CertificateAuthority:
             raise CertificateStoreError(self._directory / "ca.key", "is not the key of ca.pem")
         if self._certificate.not_valid_after_utc <= now:
             raise CertificateStoreError(self.ca_file, "has expired")
-        self._read_crl()
 
     def _builder(
         self,
@@ -335,20 +408,44 @@ class CertificateAuthority:
             raise ValueError("its signature is not this authority's")
         return crl
 
-    def _write_crl(self, revoked: Iterable[x509.RevokedCertificate], now: dt.datetime) -> None:
+    def _renew_list(
+        self, revoked: Mapping[int, float], now: dt.datetime, admitted: Collection[int] = ()
+    ) -> None:
+        entries: dict[int, x509.RevokedCertificate] = {}
+        with suppress(CertificateStoreError):
+            entries = {entry.serial_number: entry for entry in self._read_crl()}
+        for serial in admitted:
+            entries.pop(serial, None)
+        for serial, since_s in revoked.items():
+            since = dt.datetime.fromtimestamp(since_s, tz=dt.UTC)
+            builder = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since)
+            entries.setdefault(serial, builder.build())
+        self._write_crl(list(entries.values()), now)
+
+    def _next_last_update(self, now: dt.datetime) -> dt.datetime:
+        """Return a date for a new list, a second after that of the one before, which the broker may hold.
+
+        mosquitto keeps what it has ever read, and OpenSSL takes the list with the latest date: of two with the same
+        second it goes on with the first, and whoever the second one revokes is let in (2.0.11, measured).
+        """
+        try:
+            before = self._read_crl().last_update_utc
+        except CertificateStoreError:
+            before = now - _BACKDATING if self.crl_file.exists() else now - _LIST_BACKDATING
+        return max(now - _LIST_BACKDATING, before + dt.timedelta(seconds=1))
+
+    def _write_crl(self, revoked: Sequence[x509.RevokedCertificate], now: dt.datetime) -> None:
         builder = (
-            x509.CertificateRevocationListBuilder()
+            # Adding them one by one would copy all of them each time.
+            x509.CertificateRevocationListBuilder(revoked_certificates=list(revoked))
             .issuer_name(self._certificate.subject)
-            .last_update(now - _BACKDATING)
-            # mosquitto refuses every device once the list is past this date, so it lives as long as the authority.
-            .next_update(self._certificate.not_valid_after_utc)
+            .last_update(self._next_last_update(now))
+            # mosquitto refuses every device once the list is past this date.
+            .next_update(now + _LIST_LIFE)
             # Numbers must grow (RFC 5280, 5.2.3); microseconds do, without state.
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1_000_000)), critical=False)
         )
-        serials = set()
-        for entry in revoked:
-            builder = builder.add_revoked_certificate(entry)
-            serials.add(entry.serial_number)
+        serials = {entry.serial_number for entry in revoked}
         content = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
         def check(written: bytes) -> None:
@@ -360,7 +457,7 @@ class CertificateAuthority:
 
 
 def _check_common_name(common_name: str, certificate_id: str) -> None:
-    if common_name == INTERNAL_USER:
+    if is_reserved(common_name):
         raise CertificateRequestError(common_name, "is the platform's own user; choose another name")
     if len(common_name) > COMMON_NAME_MAX:
         problem = f"is longer than {COMMON_NAME_MAX} characters; certify the thing by its certificate id"
@@ -382,7 +479,7 @@ def _public_key_of_csr(csr_pem: str) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(csr_pem.encode())
         public_key = request.public_key()
         is_signed = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CertificateRequestError(subject, f"is not PEM of PKCS #10: {error}") from None
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp256r1":
         raise CertificateRequestError(subject, "must be for an EC key on the curve P-256")
@@ -397,6 +494,12 @@ def _common_name(certificate: x509.Certificate) -> str:
     ]
     # With none or several, '' names nobody; this authority issues exactly one.
     return values[0] if len(values) == 1 and isinstance(values[0], str) else ""
+
+
+def _csr_pem(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    subject = _subject(name) if 0 < len(name) <= COMMON_NAME_MAX else x509.Name([])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _subject(common_name: str) -> x509.Name:
@@ -436,10 +539,36 @@ def _read_certificate(file: Path) -> x509.Certificate:
         raise CertificateStoreError(file, f"is no certificate: {error}") from None
 
 
+def _open_authority_key(file: Path, vault_file: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the authority's key, and leave it sealed."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CertificateStoreError(file, f"is no private key: {error}") from None
+    if is_sealed(content):
+        if not vault_file.exists():
+            # Opened, a missing one would be made, and only then found to be the wrong one.
+            problem = (
+                f"is missing, and {file} was sealed under it; restore it, or name its place with key_file"
+            )
+            raise VaultError(vault_file, problem)
+        return _parse_key(Vault.open(vault_file).unseal(content, _KEY_CONTEXT), file)
+    key = _parse_key(content, file)
+    write_atomically(file, Vault.open(vault_file).seal(content, _KEY_CONTEXT))
+    return key
+
+
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+        return _parse_key(file.read_bytes(), file)
+    except OSError as error:
+        raise CertificateStoreError(file, f"is no private key: {error}") from None
+
+
+def _parse_key(content: bytes, file: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except (ValueError, TypeError) as error:
         raise CertificateStoreError(file, f"is no private key: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateStoreError(file, "is no EC private key")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -41,6 +42,8 @@ _SYSTEM_DIRECTORIES: Final = (
 )
 # Where `./dev setup` unpacks packages when it may not install them.
 _CHECKOUT_TOOLS: Final = Path(__file__).absolute().parent.parent / ".twinfleet" / "tools"
+# The kernel's own default for a hard limit that is not lower (fs.nr_open).
+_OPEN_FILE_COUNT_MAX: Final = 1_048_576
 LOOPBACK: Final = "127.0.0.1"
 LOOPBACK_V6: Final = "::1"
 
@@ -117,6 +120,7 @@ class ManagedProcess:
     ) -> ManagedProcess:
         """Start `command` with `environment` added to ours; what it writes is appended to `log_file`.
 
+        It may open as many files and connections as `open_file_count_max` says.
         For the main thread only: the kernel ends the child when the *thread* that forked it ends.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -186,13 +190,25 @@ class ManagedProcess:
 
 
 def _die_with(parent_pid: int) -> Callable[[], None]:
+    file_count_max = open_file_count_max()
+
     def bind() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file_count_max, file_count_max))
         # SIGTERM, not SIGKILL: mosquitto then saves the sessions, and Redis closes its file.
         if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0 or os.getppid() != parent_pid:
             # The parent died before the bond held.
             os._exit(1)
 
     return bind
+
+
+def open_file_count_max() -> int:
+    """Return how many files and connections a child may have open: as many as may be allowed without special rights.
+
+    The usual soft limit of 1024 is for programs that use select(); a broker's connections are over that at once.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return hard if 0 <= hard < _OPEN_FILE_COUNT_MAX else _OPEN_FILE_COUNT_MAX
 
 
 @contextmanager

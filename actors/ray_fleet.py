@@ -7,7 +7,7 @@ s modulo the number of actors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -43,7 +43,12 @@ LONG_ANSWER_TIMEOUT_S: Final = 120.0
 # Any share of a processor: with none at all Ray places actors at random.
 _CPU_SHARE: Final = 0.01
 
+# A Ray call above 100 KB takes a slower way; names and framing come on top of the payloads.
+_CALL_BYTES_MAX: Final = 60_000
+_CALL_LENGTH_MAX: Final = 500
+
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+_decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
 _decode_summaries: Final = msgspec.msgpack.Decoder(list[TickSummary]).decode
 
 
@@ -130,7 +135,7 @@ class RemoteMethod:
 class RayTwin:
     """The handle of a twin on a cluster: like an actor handle, it can be passed to any Ray task or actor.
 
-    `shadow`, `update_desired` and `telemetry` are as in `fleet.Twin`; each also has `.remote(...)`.
+    `shadow`, `update_desired`, `describe` and `telemetry` are as in `fleet.Twin`; each also has `.remote(...)`.
     """
 
     def __init__(self, actor: Any, thing_name: str, shard: int) -> None:
@@ -147,6 +152,11 @@ class RayTwin:
     def update_desired(self) -> RemoteMethod:
         """Return the method that merges into the desired section."""
         return RemoteMethod(self._actor.update_desired, self.thing_name, self._shard)
+
+    @property
+    def describe(self) -> RemoteMethod:
+        """Return the method that gets everything that the twin is."""
+        return RemoteMethod(self._actor.describe, self.thing_name, self._shard)
 
     @property
     def telemetry(self) -> RemoteMethod:
@@ -185,6 +195,32 @@ class RayFleet:
         shard = shard_of(request.thing_name, self._shard_count)
         reference = self._actors[self.lane_of(shard)].ask.remote(encode(request))
         return _decode_reply(await _Answer(reference, shard, ANSWER_TIMEOUT_S))
+
+    async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
+        """Return the answers to many requests, in their order; the lanes work at once, a call at a time each."""
+        of_lanes: dict[int, list[int]] = {}
+        for position, request in enumerate(requests):
+            lane = self.lane_of(shard_of(request.thing_name, self._shard_count))
+            of_lanes.setdefault(lane, []).append(position)
+        replies: dict[int, Reply] = {}
+
+        async def ask_lane(lane: int, positions: Sequence[int]) -> None:
+            for part in _in_calls(requests, positions):
+                by_shard: dict[int, list[int]] = {}
+                for position in part:
+                    shard = shard_of(requests[position].thing_name, self._shard_count)
+                    by_shard.setdefault(shard, []).append(position)
+                batches = [
+                    (shard, Batch("", 0, [_direct(requests[position]) for position in found]))
+                    for shard, found in by_shard.items()
+                ]
+                reference = self._actors[lane].ask_many.remote(msgspec.msgpack.encode(batches))
+                answers = _decode_replies(await _Answer(reference, batches[0][0], ANSWER_TIMEOUT_S))
+                asked = [position for found in by_shard.values() for position in found]
+                replies.update(zip(asked, answers, strict=True))
+
+        await asyncio.gather(*(ask_lane(lane, positions) for lane, positions in of_lanes.items()))
+        return [replies[position] for position in range(len(requests))]
 
     async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
         """Apply (shard, batch) pairs of one lane; ShardUnavailable means that they may or may not have been applied."""
@@ -241,6 +277,25 @@ class RayFleet:
     async def close(self) -> None:
         """Let go of the actors; they live on."""
         self._actors = []
+
+
+def _in_calls(requests: Sequence[Request], positions: Sequence[int]) -> Iterator[list[int]]:
+    """Give positions of requests in parts that fit a call each."""
+    part: list[int] = []
+    size = 0
+    for position in positions:
+        length = len(requests[position].payload)
+        if part and (size + length > _CALL_BYTES_MAX or len(part) >= _CALL_LENGTH_MAX):
+            yield part
+            part, size = [], 0
+        part.append(position)
+        size += length
+    if part:
+        yield part
+
+
+def _direct(request: Request) -> Request:
+    return msgspec.structs.replace(request, is_direct=True)
 
 
 def find_fleet(shard_count: int, actor_count: int) -> RayFleet:

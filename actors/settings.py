@@ -66,10 +66,14 @@ class PlatformSettings:
     start_timeout_s: float = field(default=30.0, metadata=_between(1.0, 600.0))
     # Time to save sessions and close files before a process is killed.
     stop_timeout_s: float = field(default=10.0, metadata=_between(0.1, 600.0))
+    # The key of the platform's secrets at rest; None: vault.key in the data directory.
+    key_file: Path | None = None
 
     def __post_init__(self) -> None:
         for setting in _NUMBERS:
             _check_number(setting, getattr(self, setting.name))
+        if self.key_file is not None:
+            _check_path("key_file", self.key_file)
         if self.shard_actor_count > self.shard_count:
             problem = f"{self.shard_actor_count} actors for {self.shard_count} shards leave some without work"
             raise SettingsError(
@@ -86,21 +90,26 @@ class PlatformSettings:
                     raise SettingsError("settings", key, problem)
 
     @classmethod
-    def load(cls, data_dir: Path, overrides: Mapping[str, int | float | None]) -> PlatformSettings:
+    def load(cls, data_dir: Path, overrides: Mapping[str, int | float | Path | None]) -> PlatformSettings:
         """Return the settings for `data_dir`: defaults, then its settings.yaml, then `overrides`.
 
-        An override of None is one that the command line did not give. SettingsError names the file and the key.
+        An override of None is one that the command line did not give. A relative path in the file starts at
+        `data_dir`, one of the command line at the working directory. SettingsError names the file and the key.
         """
         file = DataDirectory(data_dir).settings_file
         values = _read_settings_file(file)
+        key_file = values.get("key_file")
+        if isinstance(key_file, str) and key_file:
+            values["key_file"] = file.parent / key_file
         sources = {key: (str(file), key) for key in values}
         for key, value in overrides.items():
             if value is not None:
                 values[key] = value
                 sources[key] = ("command line", "--" + key.replace("_", "-"))
+        known = (*_NUMBER_NAMES, "key_file")
         for key in values:
-            if key not in _NUMBER_NAMES:
-                raise SettingsError(*sources[key], problem=_unknown(key, _NUMBER_NAMES))
+            if key not in known:
+                raise SettingsError(*sources[key], problem=_unknown(key, known))
         try:
             # __post_init__ checks the types, which a file cannot promise.
             return cls(data_dir=Path(data_dir), **values)  # type: ignore[arg-type]
@@ -126,6 +135,11 @@ def _check_number(setting: dataclasses.Field[object], value: object) -> None:
             setting.name,
             f"must be from {minimum} to {maximum}, not {value!r}",
         )
+
+
+def _check_path(key: str, value: object) -> None:
+    if not isinstance(value, Path):
+        raise SettingsError("settings", key, f"must be the path of a file, not {value!r}")
 
 
 def _unknown(key: str, known: tuple[str, ...]) -> str:
@@ -249,6 +263,7 @@ class DataDirectory:
         self.operator_token_file: Final = self.path / "operator.token"
         self.ray_token_file: Final = self.path / "ray.token"
         self.redis_password_file: Final = self.path / "redis.password"
+        self.key_file: Final = self.path / "vault.key"
         self.pki: Final = self.path / "pki"
         self.redis: Final = self.path / "redis"
         self.mosquitto: Final = self.path / "mosquitto"
@@ -309,22 +324,27 @@ def read_or_create_secret(path: Path) -> str:
     Only the owner may read the file. When two processes create it at once, both get the same secret.
     """
     if not path.exists():
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        _write_synced(beside, secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n")
-        try:
-            # Unlike rename, link does not replace what another process wrote meanwhile.
-            os.link(beside, path)
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink()
-        _sync_directory(path.parent)
+        create_once(path, secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n")
     path.chmod(0o600)
     secret = path.read_text(encoding="utf-8", errors="replace").strip()
     if len(secret) < _SECRET_LENGTH_MIN:
         problem = f"holds no secret of at least {_SECRET_LENGTH_MIN} characters; remove it to get a new one"
         raise SettingsError(str(path), "", problem)
     return secret
+
+
+def create_once(path: Path, content: bytes) -> None:
+    """Write a file for its owner only, in one step that survives a crash; one that is there meanwhile stays."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        _write_synced(beside, content)
+        # Unlike rename, link does not replace what another process wrote meanwhile.
+        os.link(beside, path)
+    except FileExistsError:
+        pass
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync_directory(path.parent)
 
 
 def write_atomically(path: Path, content: bytes, *, check: Callable[[bytes], None] | None = None) -> None:

@@ -25,6 +25,7 @@ from actors.errors import StoreError
 from actors.fleet import (
     JsonObject,
     arrow_table,
+    describe_request,
     reply_document,
     shadow_request,
     telemetry_request,
@@ -102,6 +103,9 @@ class ShardHost:
 
     def submit(self, encoded: bytes) -> bytes:
         """Apply (shard, batch) pairs and return their one outcome; a repeated batch is answered from memory."""
+        return encode(self._submit(encoded))
+
+    def _submit(self, encoded: bytes) -> Outcome:
         keeper = self._settled()
         pairs = decode_submission(encoded)
         now_s = self._clock.now_s()
@@ -114,9 +118,16 @@ class ShardHost:
             outcome.replies.extend(part.replies)
             self._request_count += len(batch.requests)
         keeper.snapshot_where_due()
-        return encode(outcome)
+        return outcome
 
     # Handles and operators
+
+    def ask_many(self, encoded: bytes) -> bytes:
+        """Return the replies to (shard, batch) pairs of direct requests, in their order."""
+        outcome = self._submit(encoded)
+        if outcome.publishes:
+            self._announce(outcome.publishes)
+        return encode(outcome.replies)
 
     def ask(self, encoded: bytes) -> bytes:
         """Return the reply to one request."""
@@ -147,6 +158,10 @@ class ShardHost:
         """Merge `state` into a desired section and return the accepted document."""
         request = update_desired_request(thing_name, state, shadow_name=shadow_name, version=version)
         return reply_document(self._ask(request))
+
+    def describe(self, thing_name: str) -> JsonObject:
+        """Return everything that a twin is."""
+        return reply_document(self._ask(describe_request(thing_name)))
 
     def telemetry(self, thing_name: str) -> JsonObject:
         """Return what a twin remembers of its telemetry."""
@@ -231,8 +246,10 @@ class BridgeOutlet:
 
     # A few megabytes; while the bridge takes nothing, operators and handles are the only ones to fill it.
     _WAITING_MAX: Final = 10_000
-    # A Ray call above 100 KB takes a slower way; documents have some kilobytes each.
-    _CALL_LENGTH: Final = 20
+    # A Ray call above 100 KB takes a slower way; the last message of a call may have some kilobytes, and seldom more.
+    _CALL_BYTES: Final = 50_000
+    # A call takes the time of one round to the broker, whatever it brings; more than this the broker holds back.
+    _CALL_LENGTH: Final = 200
     # A bridge that is away for longer is about to be replaced.
     _TIMEOUT_S: Final = 30.0
 
@@ -261,8 +278,10 @@ class BridgeOutlet:
     def _hand_over(self) -> None:
         while True:
             messages = [self._waiting.get()]
-            while len(messages) < self._CALL_LENGTH and not self._waiting.empty():
+            size = len(messages[0].payload)
+            while len(messages) < self._CALL_LENGTH and size < self._CALL_BYTES and not self._waiting.empty():
                 messages.append(self._waiting.get())
+                size += len(messages[-1].payload)
             try:
                 bridge: Any = ray.get_actor(self._name)
                 ray.get(bridge.publish.remote(encode(messages)), timeout=self._TIMEOUT_S)

@@ -4,8 +4,10 @@ Commands hold no logic: they read their options, call what does the work, and pr
 imports Ray, the web framework, DuckDB or Arrow before a command needs it, so that `twinfleet twin get` starts at once.
 
 Reading order (a module imports only modules that stand before it in this list):
-`errors` · `client` · `credentials` · `stopping` · `documents` · `printing` · `options` · `commands_platform` ·
-`commands_twin` · `commands_device` · `commands_fleet` · `commands_run` · `cli`
+`errors` · `client` · `credentials` · `stopping` · `documents` · `printing` · `options` · `issuing` ·
+`things_file` · `bulk_creation` · `bulk_progress` ·
+`commands_platform` · `commands_twin` · `commands_device` · `commands_certificate` · `commands_fleet` ·
+`commands_key` · `commands_provisioning` · `commands_run` · `cli`
 """
 
 from __future__ import annotations

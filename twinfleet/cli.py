@@ -15,9 +15,12 @@ import typer
 from actors.errors import ActorsError, OperatorError, PlatformNotRunning
 from twinfleet import (
     __version__,
+    commands_certificate,
     commands_device,
     commands_fleet,
+    commands_key,
     commands_platform,
+    commands_provisioning,
     commands_run,
     commands_twin,
 )
@@ -42,7 +45,10 @@ app.command("down", epilog=example("twinfleet down --data-dir /var/lib/twinfleet
 app.command("status", epilog=example("twinfleet status -o json"))(commands_platform.status)
 app.add_typer(commands_twin.app, name="twin")
 app.add_typer(commands_device.app, name="device")
+app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
+app.add_typer(commands_key.app, name="key")
+app.add_typer(commands_provisioning.app, name="provisioning")
 app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
     commands_run.run
 )

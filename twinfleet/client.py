@@ -6,7 +6,7 @@ Built on the standard library: importing a full HTTP client alone takes longer t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -59,6 +59,10 @@ class OperatorClient:
         """Return a shadow document."""
         return self._ask("GET", _shadow_path(thing_name), query={"name": shadow_name})
 
+    def twin(self, thing_name: str) -> Document:
+        """Return everything that a twin is."""
+        return self._ask("GET", f"/v1/twins/{quote(thing_name, safe='')}")
+
     def update_desired(self, thing_name: str, desired: Mapping[str, Any], shadow_name: str = "") -> Document:
         """Merge `desired` into a shadow and return the accepted document."""
         body = {"state": {"desired": desired}}
@@ -67,16 +71,21 @@ class OperatorClient:
     def create_thing(self, name: str, model: str, *, attributes: Mapping[str, str], csr_pem: str) -> Document:
         """Register a device and return its certificate; safe to repeat, because the same key gets the same one."""
         body = {"name": name, "model": model, "attributes": attributes, "csr": csr_pem}
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._ask("POST", "/v1/things", body=body)
-            except PlatformUnreachable:
-                time.sleep(_PAUSE_S)
-            except Refused as refusal:
-                if refusal.status != 503:
-                    raise
-                time.sleep(_PAUSE_S)
-        return self._ask("POST", "/v1/things", body=body)
+        return self._ask_again("/v1/things", body)
+
+    def create_things(self, things: Sequence[Mapping[str, Any]]) -> Document:
+        """Register many devices and return what became of each; safe to repeat, as `create_thing`."""
+        return self._ask_again("/v1/things/batch", {"things": things})
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at a path of the API."""
+        try:
+            self._ask("GET", path)
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            return False
+        return True
 
     def things(self, *, cursor: str, limit: int) -> Document:
         """Return a page of the registered things, in name order, after the name `cursor`."""
@@ -102,6 +111,87 @@ class OperatorClient:
     def delete_fleet(self, name: str) -> Document:
         """Remove a standing fleet with all its twins."""
         return self._ask("DELETE", f"/v1/fleets/{quote(name, safe='')}")
+
+    def thing_certificates(self, name: str) -> Document:
+        """Return the certificates of a thing, old before new."""
+        return self._ask("GET", _certificates_path(name))
+
+    def rotate_thing_certificate(self, name: str, *, csr_pem: str) -> Document:
+        """Return a further certificate of a thing; safe to repeat, because the same key gets the same one."""
+        return self._ask_again(_certificates_path(name), {"csr": csr_pem})
+
+    def revoke_thing_certificates(self, name: str, certificate_id: str = "") -> Document:
+        """Revoke a certificate of a thing, or all, and return them."""
+        path = _certificates_path(name)
+        return self._ask("DELETE", f"{path}/{quote(certificate_id, safe='')}" if certificate_id else path)
+
+    def create_application_certificate(self, name: str, role: str, *, csr_pem: str) -> Document:
+        """Return an application's certificate; safe to repeat, because the same key gets the same one."""
+        body = {"name": name, "role": role, "csr": csr_pem}
+        return self._ask_again("/v1/certificates/applications", body)
+
+    def application_certificates(self) -> Document:
+        """Return the certificates of applications."""
+        return self._ask("GET", "/v1/certificates", query={"kind": "application"})
+
+    def revoke_application_certificate(self, name: str) -> Document:
+        """Revoke an application's certificate."""
+        return self._ask("DELETE", f"/v1/certificates/applications/{quote(name, safe='')}")
+
+    def create_template(self, name: str, body: str, *, hook: str) -> Document:
+        """Create a provisioning template and return it."""
+        content = {"name": name, "body": body, "hook": hook}
+        return self._ask("POST", "/v1/provisioning/templates", body=content)
+
+    def templates(self) -> Document:
+        """Return the provisioning templates, without their text."""
+        return self._ask("GET", "/v1/provisioning/templates")
+
+    def template(self, name: str) -> Document:
+        """Return a provisioning template."""
+        return self._ask("GET", f"/v1/provisioning/templates/{quote(name, safe='')}")
+
+    def delete_template(self, name: str) -> Document:
+        """Delete a provisioning template that no claim names."""
+        return self._ask("DELETE", f"/v1/provisioning/templates/{quote(name, safe='')}")
+
+    def create_claim(self, name: str, template: str, *, csr_pem: str) -> Document:
+        """Return a claim certificate; safe to repeat, because the same key gets the same one."""
+        body = {"name": name, "template": template, "csr": csr_pem}
+        return self._ask_again("/v1/provisioning/claims", body)
+
+    def claims(self) -> Document:
+        """Return the claim certificates."""
+        return self._ask("GET", "/v1/provisioning/claims")
+
+    def revoke_claim(self, name: str) -> Document:
+        """Revoke a claim certificate."""
+        return self._ask("DELETE", f"/v1/provisioning/claims/{quote(name, safe='')}")
+
+    def create_key(self, name: str, role: str) -> Document:
+        """Make an access key and return it with its secret, which no later answer shows."""
+        return self._ask("POST", "/v1/keys", body={"name": name, "role": role})
+
+    def keys(self) -> Document:
+        """Return the access keys, without their secrets."""
+        return self._ask("GET", "/v1/keys")
+
+    def delete_key(self, name: str) -> Document:
+        """Delete an access key."""
+        return self._ask("DELETE", f"/v1/keys/{quote(name, safe='')}")
+
+    def _ask_again(self, path: str, body: object) -> Document:
+        """Return the answer to a POST that may be repeated, and is while a part of the platform restarts."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._ask("POST", path, body=body)
+            except PlatformUnreachable:
+                time.sleep(_PAUSE_S)
+            except Refused as refusal:
+                if refusal.status != 503:
+                    raise
+                time.sleep(_PAUSE_S)
+        return self._ask("POST", path, body=body)
 
     def _ask(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
@@ -144,6 +234,10 @@ def _read(file: Path) -> str:
 
 def _shadow_path(thing_name: str) -> str:
     return f"/things/{quote(thing_name, safe='')}/shadow"
+
+
+def _certificates_path(thing_name: str) -> str:
+    return f"/v1/things/{quote(thing_name, safe='')}/certificates"
 
 
 def _detail(status: int, raw: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -31,6 +32,9 @@ def up(
     shard_actors: Annotated[
         int | None, typer.Option(metavar="N", help="Number of processes that host shards.")
     ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The key of secrets at rest (default: DIR/vault.key).")
+    ] = None,
 ) -> None:
     """Run the platform until Ctrl-C or `twinfleet down`.
 
@@ -42,6 +46,7 @@ def up(
         "api_port": api_port,
         "shard_count": shards,
         "shard_actor_count": shard_actors,
+        "key_file": None if key_file is None else key_file.absolute(),
     }
     try:
         settings = PlatformSettings.load(data_dir, overrides)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from twinfleet.client import Document, OperatorClient
-from twinfleet.documents import changes, parse_assignments, shadow_rows
+from twinfleet.documents import (
+    changes,
+    compact,
+    connectivity_words,
+    described_shadow,
+    flatten,
+    parse_assignments,
+    shadow_rows,
+)
 from twinfleet.errors import Refused
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat, example
 from twinfleet.printing import print_document, print_line, print_table, time_text
@@ -35,6 +43,33 @@ def get(
 ) -> None:
     """Show a twin's shadow: what is desired, what the device reported, where they differ (*)."""
     _print_shadow(OperatorClient.of(data_dir).shadow(name, shadow), name, output)
+
+
+@app.command("describe", epilog=example("twinfleet twin describe lamp-1"))
+def describe(
+    name: ThingName, *, data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.TABLE
+) -> None:
+    """Show all that a twin is: model, attributes, connection, every shadow, and what the device says of itself."""
+    document = OperatorClient.of(data_dir).twin(name)
+    if output is OutputFormat.JSON:
+        print_document(document)
+        return
+    twin = document.content
+    attributes = "".join(f"  {key}={value}" for key, value in twin["attributes"].items())
+    print_line(f"{name}  {twin['origin']} {twin['model']}{attributes}")
+    words, since_s = connectivity_words(twin["connectivity"])
+    print_line(words if since_s is None else f"{words} since {time_text(since_s)}")
+    shadows = {"shadow": twin["shadow"]} if twin["shadow"] else {}
+    shadows |= {f"shadow {key}": shadow for key, shadow in twin["namedShadows"].items()}
+    for title, shadow in shadows.items():
+        print_line("")
+        print_line(f"{title}  version {shadow['version']}")
+        _print_fields(described_shadow(shadow))
+    if twin["defender"]:
+        report = dict(twin["defender"])
+        print_line("")
+        print_line(f"device metrics  received {time_text(report.pop('received_at'))}")
+        print_table(("FIELD", "VALUE"), [(path, compact(value)) for path, value in flatten(report)])
 
 
 @app.command(
@@ -110,6 +145,10 @@ def _print_shadow(document: Document, name: str, output: OutputFormat) -> None:
         return
     content = document.content
     print_line(f"{name}  version {content['version']}  at {time_text(content['timestamp'])}")
+    _print_fields(content)
+
+
+def _print_fields(content: Mapping[str, Any]) -> None:
     rows = [
         (path, desired, reported, time_text(int(at)) if at.isdigit() else at, differs)
         for path, desired, reported, at, differs in shadow_rows(content)

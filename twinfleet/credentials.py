@@ -61,6 +61,31 @@ class CredentialFiles:
         return list(contents)
 
 
+def make_key_file(path: Path, key_pem: str) -> None:
+    """Write a private key where no file is yet, readable by its owner only; whole or not at all.
+
+    Not flushed to the disk: whoever writes many flushes once. FilesInTheWay if it cannot be written.
+    """
+    _place(path, key_pem, _KEY_MODE)
+
+
+def make_certificate_file(path: Path, certificate_pem: str) -> None:
+    """Write a certificate where no file is yet; else as `make_key_file`."""
+    _place(path, certificate_pem, _CERTIFICATE_MODE)
+
+
+def _place(path: Path, content: str, mode: int) -> None:
+    beside = _beside(path)
+    try:
+        _write(beside, content, mode, is_flushed=False)
+        # Unlike rename, link does not replace what is there.
+        os.link(beside, path)
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def _write_all(contents: Mapping[Path, tuple[str, int]]) -> None:
     beside = {path: _beside(path) for path in contents}
     placed: list[Path] = []
@@ -80,13 +105,14 @@ def _write_all(contents: Mapping[Path, tuple[str, int]]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: str, mode: int) -> None:
+def _write(path: Path, content: str, mode: int, *, is_flushed: bool = True) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     # The umask may narrow the mode; that is its purpose.
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if is_flushed:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _beside(path: Path) -> Path:

@@ -111,6 +111,23 @@ def shadow_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def described_shadow(shadow: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a shadow of a twin's description as the document that `shadow_rows` reads."""
+    state = {section: shadow[section] for section in ("desired", "reported", "delta") if section in shadow}
+    return {"state": state, "metadata": shadow.get("metadata", {})}
+
+
+def connectivity_words(known: Mapping[str, Any] | None) -> tuple[str, int | None]:
+    """Return in words whether a device is connected, and since when (seconds; None where that is not known)."""
+    if known is None:
+        return "never connected", None
+    since_s = known["timestamp"] // 1000 if known["timestamp"] is not None else None
+    if known["connected"]:
+        return "connected", since_s
+    reason = known["disconnect_reason"]
+    return (f"disconnected ({reason.lower().replace('_', ' ')})" if reason else "disconnected"), since_s
+
+
 def compact(value: Any) -> str:
     """Return a value as JSON on one line."""
     return msgspec.json.encode(value).decode()

@@ -6,12 +6,20 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from twinfleet.client import Document
 
 
 def print_document(document: Document) -> None:
     """Print a document exactly as it came over the wire, on a line of its own."""
     sys.stdout.write(document.raw.decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_json(content: object) -> None:
+    """Print what this command itself has to say, as JSON on one line."""
+    sys.stdout.write(msgspec.json.encode(content).decode() + "\n")
     sys.stdout.flush()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twins.behavior import SimulatedFleet
+from twins.messages import Connectivity
 from twins.model import Field
 from twins.shadow import Stamp
 from twins.table import EXISTS, NamedRows, TwinTable
@@ -38,16 +39,26 @@ def column_of_attribute(name: str) -> str:
     return f"attribute_{name}" if taken else name
 
 
-def select_rows(source: NamedRows | SimulatedFleet, wanted: Collection[str] | None) -> dict[str, QueryColumn]:
-    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows."""
+def select_rows(
+    source: NamedRows | SimulatedFleet,
+    wanted: Collection[str] | None,
+    *,
+    connectivity: Mapping[str, Connectivity],
+) -> dict[str, QueryColumn]:
+    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows.
+
+    `connectivity` is of real things, by name; a simulated one knows its own.
+    """
     columns: dict[str, QueryColumn] = {}
-    for name, make in _available(source):
+    for name, make in _available(source, connectivity):
         if wanted is None or name in wanted:
             columns[name] = make()
     return columns
 
 
-def _available(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+def _available(
+    source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]
+) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     table = source if isinstance(source, NamedRows) else source.table
     count = table.count
 
@@ -58,7 +69,7 @@ def _available(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callab
     yield "model", constant(table.model.name)
     yield "origin", constant("real" if isinstance(source, NamedRows) else "simulated")
     yield "version", lambda: QueryColumn(table.version[:count].copy())
-    yield "connected", lambda: _connected(source)
+    yield "connected", lambda: _connected(source, connectivity)
     yield (
         "updated_at",
         lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
@@ -82,10 +93,11 @@ def _names(source: NamedRows | SimulatedFleet) -> list[str | None]:
     return [f"{pattern.prefix}{i:0{pattern.width}d}{pattern.suffix}" for i in source.table.indices.tolist()]
 
 
-def _connected(source: NamedRows | SimulatedFleet) -> QueryColumn:
+def _connected(source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]) -> QueryColumn:
     if isinstance(source, NamedRows):
-        unknown = np.zeros(source.count, np.bool_)
-        return QueryColumn(unknown, unknown)
+        known = [connectivity.get(name) for name in source.names]
+        is_connected = np.array([each is not None and each.connected for each in known], np.bool_)
+        return QueryColumn(is_connected, np.array([each is not None for each in known], np.bool_))
     return QueryColumn(source.connected[: source.table.count].astype(np.bool_))
 
 

@@ -3,7 +3,9 @@
 TwinError
 ├── RequestError            the caller can mend it; carries the wire code and message
 │   ├── InvalidRequest      400
+│   │   └── QueryError      400; a fleet query that can't be read
 │   ├── ShadowNotFound      404
+│   │   └── TwinNotFound    404
 │   ├── VersionConflict     409
 │   ├── PayloadTooLarge     413
 │   └── UnsupportedEncoding 415
@@ -34,6 +36,19 @@ class InvalidRequest(RequestError):
     """The request is malformed; `message` is one of the fixed texts of the shadow service."""
 
 
+class QueryError(InvalidRequest):
+    """A fleet query that can't be read; the text says where (`column`, from 1) and what to change."""
+
+    def __init__(self, message: str = "", *, column: int = 1) -> None:
+        self.column = column
+        super().__init__(message)
+
+    @classmethod
+    def at(cls, column: int, problem: str) -> QueryError:
+        """Return the error of a problem at a column, counted from 1."""
+        return cls(f"column {column}: {problem}", column=column)
+
+
 class ShadowNotFound(RequestError):
     """No shadow of that name exists."""
 
@@ -44,6 +59,15 @@ class ShadowNotFound(RequestError):
         """Return the error for one shadow; the classic shadow is named by its thing alone."""
         label = f"{thing_name}~{shadow_name}" if shadow_name else thing_name
         return cls(f"No shadow exists with name: '{label}'")
+
+
+class TwinNotFound(ShadowNotFound):
+    """There is no twin of that name, real or simulated."""
+
+    @classmethod
+    def of(cls, thing_name: str) -> TwinNotFound:
+        """Return the error for one name."""
+        return cls(f"No twin exists with name: '{thing_name}'")
 
 
 class VersionConflict(RequestError):

@@ -26,6 +26,10 @@ class Operation(IntEnum):
     SHADOW_LIST = 6
     REGISTER = 7
     UNREGISTER = 8
+    CONNECTIVITY = 9
+    DESCRIBE = 10
+    DEFENDER = 11
+    ANNOUNCE_DELTA = 12
 
 
 SHADOW_OPERATION: Final = {
@@ -34,7 +38,15 @@ SHADOW_OPERATION: Final = {
     "delete": Operation.SHADOW_DELETE,
 }
 # Operations that leave no trace in a shard: they need no journal.
-READ_ONLY: Final = frozenset({Operation.SHADOW_GET, Operation.TELEMETRY_GET, Operation.SHADOW_LIST})
+READ_ONLY: Final = frozenset(
+    {
+        Operation.SHADOW_GET,
+        Operation.TELEMETRY_GET,
+        Operation.SHADOW_LIST,
+        Operation.DESCRIBE,
+        Operation.ANNOUNCE_DELTA,
+    }
+)
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -59,11 +71,20 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     requests: list[Request]
 
 
+class Delivery(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a message is to be published: at QoS 0 or 1, retained or not, with MQTT 5 properties as they are encoded."""
+
+    qos: int = 1
+    is_retained: bool = False
+    properties: bytes = b""
+
+
 class Publish(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A message for the broker, to be published at QoS 1, not retained."""
+    """A message for the broker; without a `delivery` at QoS 1, not retained, without properties."""
 
     topic: str
     payload: bytes
+    delivery: Delivery | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -85,6 +106,33 @@ class Registration(msgspec.Struct, frozen=True):
 
     model: str
     attributes: dict[str, str] = {}
+
+
+class Connectivity(msgspec.Struct, frozen=True, gc=False):
+    """Whether a real thing is connected, and since when (`timestamp`, POSIX ms); the payload of CONNECTIVITY.
+
+    `disconnect_reason` is the wire's word, '' while connected. `session` names the connection, `version` counts the
+    connections of the thing: what an older one has to say comes too late.
+    """
+
+    connected: bool
+    timestamp: int
+    disconnect_reason: str = ""
+    session: str = ""
+    version: int = 0
+
+    def follows(self, present: Connectivity | None) -> bool:
+        """Tell whether this is news to who knows `present`: of a later session, or the end of the same one."""
+        if present is None:
+            return True
+        return (self.version, not self.connected) > (present.version, not present.connected)
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """The payload of `Operation.ANNOUNCE_DELTA`: which filters a thing has subscribed to, and since when (POSIX s)."""
+
+    topic_filters: list[str]
+    since_s: float
 
 
 class TickOrder(msgspec.Struct, frozen=True, array_like=True):

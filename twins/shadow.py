@@ -16,7 +16,6 @@ import msgspec
 from twins.errors import (
     InvalidRequest,
     PayloadTooLarge,
-    RequestError,
     ShadowNotFound,
     UnsupportedEncoding,
     VersionConflict,
@@ -113,10 +112,14 @@ def _decode_with(decode: Callable[[bytes], Any], payload: bytes) -> Any:
 
 
 def client_token_of(payload: bytes) -> str | None:
-    """Return the client token of a request, also of one that is refused; None where it has no valid one."""
+    """Return the client token of a request, also of one that is refused; None where it has no valid one.
+
+    All else is skipped, so that a request with a number beyond any float, or with a text that is not UTF-8, is told
+    so under its token: a device that waits for its token would hear nothing else.
+    """
     try:
-        token = decode_payload(payload).get("clientToken")
-    except (RequestError, AttributeError):
+        token = _decode_token(payload).clientToken
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return token if _is_client_token(token) else None
 
@@ -145,6 +148,11 @@ class _UpdateBody(msgspec.Struct, gc=False):
     clientToken: Any = None  # noqa: N815  (the wire's name)
 
 
+class _TokenBody(msgspec.Struct, gc=False):
+    clientToken: Any = None  # noqa: N815  (the wire's name)
+
+
+_decode_token: Final = msgspec.json.Decoder(_TokenBody).decode
 _decode_update: Final = msgspec.json.Decoder(_UpdateBody).decode
 
 
@@ -347,8 +355,8 @@ class ShadowDocument:
     def _check_version(self, version: int) -> None:
         if self.exists and version != self.version:
             raise VersionConflict
-        # Open: what the service says to a version of a shadow that does not exist; the first one is let through.
-        if not self.exists and version > 1:
+        # Open: what the service says to a version of a shadow that does not exist; only the first one is let through.
+        if not self.exists and version != 1:
             raise InvalidRequest("Invalid version")
 
     def _merge_checked(self, request: UpdateRequest, now_s: int) -> Stamp | Tree:
@@ -396,6 +404,10 @@ class ShadowDocument:
         current = msgspec.Raw(self._encode_current())
         documents = encode_json(_DocumentsBody(msgspec.Raw(previous), current, now_s, token))
         return Announcement(accepted, documents, self._encode_delta(now_s, token))
+
+    def delta(self, now_s: int) -> bytes | None:
+        """Return the body of `update/delta` as it is now, None where nothing differs."""
+        return self._encode_delta(now_s, None)
 
     def _encode_delta(self, now_s: int, token: str | None) -> bytes | None:
         if not self.desired:

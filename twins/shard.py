@@ -6,18 +6,22 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 
 from twins.behavior import Scratch, SimulatedFleet
 from twins.columns import QueryColumn, select_rows
-from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError
+from twins.defender import Report, answer_report
+from twins.description import describe_connectivity, describe_shadow, describe_simulated
+from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError, TwinNotFound
 from twins.messages import (
     SHADOW_OPERATION,
     Batch,
+    Connectivity,
+    Listening,
     Operation,
     Outcome,
     Publish,
@@ -40,7 +44,7 @@ from twins.shadow import (
 )
 from twins.sharding import BLOCK_SIZE
 from twins.table import NamedRows
-from twins.topics import shadow_prefix
+from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
 
 # Shadows of real things kept unpacked, so that a busy device is not taken apart and put together at every message.
@@ -49,6 +53,12 @@ _UNPACKED_MAX: Final = 4096
 _SOURCES_MAX: Final = 4
 # The service names no limit; this one keeps a single device from filling the memory (some 20 MB).
 _NAMED_SHADOW_COUNT_MAX: Final = 10_000
+# Deltas that one subscription by wildcard brings again; a device with more shadows gets the others by asking for them.
+_ANNOUNCED_MAX: Final = 25
+# Shadows whose last delta is remembered as published: those of the last second or so, which is what it takes to hear
+# of a subscription.
+_RECENT_DELTAS_MAX: Final = 4096
+_Decoded = TypeVar("_Decoded")
 _SHADOW_VERB: Final = {operation: verb for verb, operation in SHADOW_OPERATION.items()}
 
 
@@ -63,12 +73,18 @@ class Shard:
         self.model_of: dict[str, str] = {}
         self.named_shadows: dict[str, dict[str, ShadowDocument]] = {}
         self.telemetry: dict[str, ThingTelemetry] = {}
+        # Of registered things: whether they are connected, and what they last reported of themselves.
+        self.connectivity: dict[str, Connectivity] = {}
+        self.reports: dict[str, Report] = {}
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
         self._unpacked: dict[str, ShadowDocument] = {}
         # Things whose unpacked shadow has changed since it was written into its row.
         self._unwritten: set[str] = set()
         self._scratch = Scratch()
+        # When the latest deltas were published, by thing and shadow; not a part of what a shard remembers for good.
+        self._delta_at_s: dict[tuple[str, str], float] = {}
+        self._now_s = 0.0
 
     # Requests
 
@@ -82,6 +98,7 @@ class Shard:
             return known[1] if batch.sequence == known[0] else Outcome([], [])
         outcome = Outcome([], [])
         whole_s = int(now_s)
+        self._now_s = now_s
         for request in batch.requests:
             self._serve(request, whole_s, outcome)
         if batch.source:
@@ -127,8 +144,34 @@ class Shard:
         topic = f"{shadow_prefix(request.thing_name, request.name)}/update"
         outcome.publishes.append(Publish(f"{topic}/accepted", announcement.accepted))
         if announcement.delta is not None:
-            outcome.publishes.append(Publish(f"{topic}/delta", announcement.delta))
+            self._publish_delta(request.thing_name, request.name, announcement.delta, outcome)
         outcome.publishes.append(Publish(f"{topic}/documents", announcement.documents))
+
+    def _publish_delta(self, thing_name: str, shadow_name: str, delta: bytes, outcome: Outcome) -> None:
+        outcome.publishes.append(Publish(delta_topic(thing_name, shadow_name), delta))
+        recent = self._delta_at_s
+        recent.pop((thing_name, shadow_name), None)
+        recent[thing_name, shadow_name] = self._now_s
+        if len(recent) > _RECENT_DELTAS_MAX:
+            del recent[next(iter(recent))]
+
+    def _announce_delta(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        """Publish again, as they are now, the deltas that a device has begun to listen to after they were published."""
+        listening = _decoded(_decode_listening, request.payload)
+        thing_name, first = request.thing_name, len(outcome.publishes)
+        for name in ("", *self.named_shadows.get(thing_name, ())):
+            topic = delta_topic(thing_name, name)
+            if self._delta_at_s.get((thing_name, name), 0.0) >= listening.since_s:
+                continue
+            if not any(matches(each, topic) for each in listening.topic_filters):
+                continue
+            document = self._document(thing_name, name)
+            delta = document.delta(now_s) if document is not None else None
+            if delta is not None:
+                self._publish_delta(thing_name, name, delta, outcome)
+            if len(outcome.publishes) - first == _ANNOUNCED_MAX:
+                break
+        return b"{}"
 
     def _get(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
         token = check_simple_request(request.payload)
@@ -208,9 +251,52 @@ class Shard:
         model = self.model_of.pop(request.thing_name, None)
         if model is not None:
             self.tables[model].remove(request.thing_name)
-        for kept in (self._unpacked, self.named_shadows, self.telemetry):
+        for kept in (self._unpacked, self.named_shadows, self.telemetry, self.connectivity, self.reports):
             kept.pop(request.thing_name, None)
         return b"{}"
+
+    def _note_connectivity(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        """Note who came or went. The end of a session may be heard after its thing is gone: then there is no twin."""
+        news = _decoded(_decode_connectivity, request.payload)
+        thing_name = request.thing_name
+        if thing_name in self.model_of and news.follows(self.connectivity.get(thing_name)):
+            self.connectivity[thing_name] = news
+        return b"{}"
+
+    def _take_report(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        thing_name = request.thing_name
+        if thing_name not in self.model_of:
+            raise TwinNotFound.of(thing_name)
+        last = self.reports.get(thing_name)
+        answer = answer_report(thing_name, request.payload, style=request.name, last=last, now_s=self._now_s)
+        if answer.report is not None:
+            self.reports[thing_name] = answer.report
+        topic = f"{defender_topic(thing_name, request.name)}/{answer.verdict}"
+        outcome.publishes.append(Publish(topic, answer.body))
+        return answer.body
+
+    def _describe(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        thing_name = request.thing_name
+        model = self.model_of.get(thing_name)
+        found = self._simulated(thing_name) if model is None else None
+        if model is None and found is None:
+            raise TwinNotFound.of(thing_name)
+        document: dict[str, Any] = {"thingName": thing_name, "timestamp": now_s}
+        if found is not None:
+            document |= describe_simulated(*found)
+        else:
+            table = self._table(thing_name)
+            attributes = table.attributes[table.row_of[thing_name]]
+            document |= {"origin": "real", "model": model, "attributes": attributes}
+            document["connectivity"] = describe_connectivity(self.connectivity.get(thing_name))
+        document["shadow"] = describe_shadow(self._document(thing_name, ""), now_s)
+        named = self.named_shadows.get(thing_name, {})
+        document["namedShadows"] = {
+            name: describe_shadow(shadow, now_s) for name, shadow in sorted(named.items()) if shadow.exists
+        }
+        report = self.reports.get(thing_name)
+        document["defender"] = None if report is None else report.describe()
+        return encode_json(document)
 
     # Where a shadow lives
 
@@ -351,13 +437,13 @@ class Shard:
         for table in self.tables.values():
             if table.count:
                 missing.pop(table.model.name, None)
-                yield select_rows(table, wanted)
+                yield select_rows(table, wanted, connectivity=self.connectivity)
         for fleet in self.fleets.values():
             if fleet.table.count:
                 missing.pop(fleet.table.model.name, None)
-                yield select_rows(fleet, wanted)
+                yield select_rows(fleet, wanted, connectivity={})
         for model in missing.values():
-            yield select_rows(NamedRows(model), wanted)
+            yield select_rows(NamedRows(model), wanted, connectivity={})
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
@@ -419,6 +505,16 @@ def _rejection(error: RequestError, request: Request, now_s: int) -> bytes:
     return encode_json(body)
 
 
+def _decoded(decode: Callable[[bytes], _Decoded], payload: bytes) -> _Decoded:
+    """Return what a payload of the platform's own holds; InvalidRequest if it is another."""
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(str(error)) from None
+
+
+_decode_connectivity: Final = msgspec.json.Decoder(Connectivity).decode
+_decode_listening: Final = msgspec.json.Decoder(Listening).decode
 _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(
@@ -431,6 +527,10 @@ _HANDLERS: Final[tuple[Any, ...]] = tuple(
         Operation.SHADOW_LIST: Shard._list_shadows,
         Operation.REGISTER: Shard._register,
         Operation.UNREGISTER: Shard._unregister,
+        Operation.CONNECTIVITY: Shard._note_connectivity,
+        Operation.DESCRIBE: Shard._describe,
+        Operation.DEFENDER: Shard._take_report,
+        Operation.ANNOUNCE_DELTA: Shard._announce_delta,
     }.get(number)  # type: ignore[call-overload]  # an IntEnum's member equals its number
     for number in range(max(Operation) + 1)
 )

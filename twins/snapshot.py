@@ -15,15 +15,18 @@ import msgspec
 import pyarrow as pa
 
 from twins.behavior import SimulatedFleet
+from twins.defender import Report
 from twins.errors import ModelError, SnapshotError
-from twins.messages import GroupOrder, Outcome
+from twins.messages import Connectivity, GroupOrder, Outcome
 from twins.model import model_named
 from twins.shadow import ShadowDocument, Stamp, Tree, encode_json
 from twins.shard import Shard
 from twins.table import Column, NamedRows, Overflow, TwinTable
 from twins.window import ThingTelemetry
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+# Version 1 knew neither connectivity nor reports of metrics; all else is the same.
+_FORMATS_READ: Final = (1, FORMAT_VERSION)
 _MAGIC: Final = b"twinfleet shard\n"
 _DIGEST_BYTES: Final = 32
 # Version and length of the head, little-endian: 4 bytes are plenty for a version, 8 for any length.
@@ -66,6 +69,9 @@ class _Head(msgspec.Struct, frozen=True):
     telemetry: bytes
     tables: list[_TablePart]
     fleets: list[_FleetPart]
+    # Since version 2.
+    connectivity: dict[str, Connectivity] = {}
+    reports: dict[str, Report] = {}
 
 
 def dump_shard(shard: Shard) -> bytes:
@@ -90,6 +96,8 @@ def dump_shard(shard: Shard) -> bytes:
             encode_json([[name, telemetry.to_state()] for name, telemetry in shard.telemetry.items()]),
             tables,
             fleets,
+            shard.connectivity,
+            shard.reports,
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
@@ -112,6 +120,7 @@ def load_shard(data: bytes) -> Shard:
         shard.named_shadows[thing_name] = {name: _shadow(state) for name, *state in shadows}
     for thing_name, state in msgspec.json.decode(head.telemetry):
         shard.telemetry[thing_name] = ThingTelemetry.from_state(state)
+    shard.connectivity, shard.reports = dict(head.connectivity), dict(head.reports)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))
@@ -137,10 +146,10 @@ def _open(data: bytes) -> tuple[_Head, Iterator[memoryview]]:
     if hashlib.sha256(body).digest() != data[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
         raise SnapshotError("the snapshot is damaged: its checksum does not match")
     version = int.from_bytes(body[:_VERSION_BYTES], "little")
-    if version != FORMAT_VERSION:
+    if version not in _FORMATS_READ:
         age = "a newer" if version > FORMAT_VERSION else "an older"
         raise SnapshotError(
-            f"the snapshot is of {age} version: its format is {version}, this one reads {FORMAT_VERSION}"
+            f"the snapshot is of {age} version: its format is {version}, this one reads up to {FORMAT_VERSION}"
         )
     head_start = _VERSION_BYTES + _LENGTH_BYTES
     head_bytes = int.from_bytes(body[_VERSION_BYTES:head_start], "little")

@@ -13,10 +13,17 @@ from twins.sharding import is_thing_name
 _SHADOW_NAME_MAX: Final = 64
 SHADOW_OPERATIONS: Final = ("get", "update", "delete")
 
+# AWS IoT's bounds of a topic.
+TOPIC_BYTES_MAX: Final = 256
+TOPIC_SLASHES_MAX: Final = 7
+# Under which the parts of the platform talk to each other.
+_PLATFORM_ROOT: Final = "twinfleet"
+
 # What a service that answers devices has to subscribe to.
 REQUEST_FILTERS: Final = (
     *(f"$aws/things/+/shadow/{operation}" for operation in SHADOW_OPERATIONS),
     *(f"$aws/things/+/shadow/name/+/{operation}" for operation in SHADOW_OPERATIONS),
+    "$aws/things/+/defender/metrics/+",
     "telemetry/+/#",
 )
 
@@ -38,20 +45,31 @@ class TelemetryTopic:
     stream: str
 
 
+@dataclass(frozen=True, slots=True)
+class DefenderTopic:
+    """A thing's report of Device Defender metrics; `style` is how it is written, `json` or `cbor`."""
+
+    thing_name: str
+    style: str
+
+
 def is_shadow_name(text: str) -> bool:
     """Tell whether `text` may name a shadow: 1 to 64 of letters, digits, colon, underscore and hyphen."""
     return len(text) <= _SHADOW_NAME_MAX and is_thing_name(text)
 
 
-def parse(topic: str) -> ShadowTopic | TelemetryTopic | None:
+def parse(topic: str) -> ShadowTopic | TelemetryTopic | DefenderTopic | None:
     """Return what a device asks for by publishing on `topic`, or None if it is no request topic."""
     levels = topic.split("/")
     if levels[0] == "telemetry":
         if len(levels) < 3 or not is_thing_name(levels[1]) or "" in levels:
             return None
         return TelemetryTopic(levels[1], "/".join(levels[2:]))
-    if levels[:2] != ["$aws", "things"] or len(levels) < 5 or levels[3] != "shadow":
+    if levels[:2] != ["$aws", "things"] or len(levels) < 5 or levels[3] not in ("shadow", "defender"):
         return None
+    if levels[3] == "defender":
+        is_report = levels[4] == "metrics" and levels[5:] in (["json"], ["cbor"]) and is_thing_name(levels[2])
+        return DefenderTopic(levels[2], levels[5]) if is_report else None
     if levels[-1] not in SHADOW_OPERATIONS or not is_thing_name(levels[2]):
         return None
     if len(levels) == 5:
@@ -61,10 +79,62 @@ def parse(topic: str) -> ShadowTopic | TelemetryTopic | None:
     return None
 
 
+def may_publish(thing_name: str, topic: str) -> bool:
+    """Tell whether a thing's own device may publish on `topic`: its requests and its telemetry, and nothing else.
+
+    The broker's access list says the same in its own language.
+    """
+    found = parse(topic)
+    return found is not None and found.thing_name == thing_name
+
+
+def may_subscribe(thing_name: str, topic_filter: str) -> bool:
+    """Tell whether a thing's own device has reason to subscribe to `topic_filter`: it reaches its own topics only.
+
+    The broker grants any subscription; what the access list does not let a device read is never delivered.
+    """
+    own = (f"$aws/things/{thing_name}/#", f"telemetry/{thing_name}/#")
+    return any(covers(each, topic_filter) for each in own)
+
+
+def publishing_problem(topic: str) -> str:
+    """Return why nothing can be published on `topic`, '' if something can; AWS IoT's bounds, and MQTT's own."""
+    if not 1 <= len(topic.encode()) <= TOPIC_BYTES_MAX:
+        return f"a topic has 1 to {TOPIC_BYTES_MAX} bytes"
+    if "+" in topic or "#" in topic or "\0" in topic:
+        return "a topic to publish on has no wildcards (+ or #) and no NUL"
+    # AWS IoT does not count the levels of its own topics, which are as deep as they must be.
+    if not is_reserved(topic) and topic.count("/") > TOPIC_SLASHES_MAX:
+        return f"a topic has at most {TOPIC_SLASHES_MAX} slashes"
+    return ""
+
+
+def is_reserved(topic: str) -> bool:
+    """Tell whether the meaning of a topic is the platform's: only what it defines may be published there."""
+    return topic.startswith("$") or topic.partition("/")[0] == _PLATFORM_ROOT
+
+
 def shadow_prefix(thing_name: str, shadow_name: str = "") -> str:
     """Return the topic under which requests and answers of one shadow stand, without a slash at its end."""
     classic = f"$aws/things/{thing_name}/shadow"
     return f"{classic}/name/{shadow_name}" if shadow_name else classic
+
+
+def delta_topic(thing_name: str, shadow_name: str = "") -> str:
+    """Return the topic on which one shadow's delta is published."""
+    return f"{shadow_prefix(thing_name, shadow_name)}/update/delta"
+
+
+def hears_delta(topic_filter: str, thing_name: str) -> bool:
+    """Tell whether a subscription receives the delta of any shadow that a thing has or could have."""
+    levels = topic_filter.split("/")
+    named = levels[5] if len(levels) > 5 and levels[5] not in ("+", "#") else "any"
+    return any(matches(topic_filter, delta_topic(thing_name, name)) for name in ("", named))
+
+
+def defender_topic(thing_name: str, style: str) -> str:
+    """Return the topic on which a thing reports its metrics; its answers stand below it."""
+    return f"$aws/things/{thing_name}/defender/metrics/{style}"
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -81,3 +151,19 @@ def matches(topic_filter: str, topic: str) -> bool:
         if position >= len(levels) or level not in ("+", levels[position]):
             return False
     return len(wanted) == len(levels)
+
+
+def covers(granted: str, topic_filter: str) -> bool:
+    """Tell whether the filter `granted` matches every topic that `topic_filter` matches.
+
+    Shared subscriptions are covered by nothing: the broker never delivers a `$` topic to one.
+    """
+    allowed, levels = granted.split("/"), topic_filter.split("/")
+    if allowed[0] in ("+", "#") and levels[0].startswith("$"):
+        return False
+    for position, level in enumerate(allowed):
+        if level == "#":
+            return True
+        if position >= len(levels) or levels[position] == "#" or level not in ("+", levels[position]):
+            return False
+    return len(allowed) == len(levels)

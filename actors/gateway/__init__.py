@@ -4,6 +4,9 @@ Owns routes, bodies, errors as problem documents, who may ask what, and the orde
 certificates, broker and twins change together. What a shadow is belongs to the shards; records and their
 rules to the registry.
 
-Reading order (a module imports only modules that stand before it in this list): `problems` · `platform_view`
-· `middleware` · `shadow_routes` · `enrolment` · `standing_fleets` · `operators` · `devices` · `server`
+Reading order (a module imports only modules that stand before it in this list):
+`problems` · `messaging` · `platform_view` · `middleware` · `roles` · `signature` · `authentication` · `key_routes` ·
+`shadow_routes` · `data_routes` · `jobs_routes` · `arns` · `registry_events` · `certificates` · `enrolment` ·
+`grouping` · `searching` · `iot_bodies` · `iot_things` · `iot_groups` · `iot_search` · `iot_routes` · `thing_routes` ·
+`certificate_routes` · `provisioning_routes` · `standing_fleets` · `operators` · `devices` · `server`
 """

@@ -1,4 +1,4 @@
-"""What happens to every request before its route: it is counted, its sender is checked, its body is bounded.
+"""What happens to every request before its route: it is counted, and its body is bounded.
 
 Plain ASGI, so that it also covers paths that no route serves.
 """
@@ -6,10 +6,7 @@ Plain ASGI, so that it also covers paths that no route serves.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
-from collections.abc import Collection
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -60,33 +57,6 @@ class RequestMetrics:
             )
 
 
-class BearerToken:
-    """Lets only requests with the operators' token pass, except to `open_paths`."""
-
-    def __init__(self, app: ASGIApp, token: str, open_paths: Collection[str]) -> None:
-        self._app = app
-        self._token_hash = _hash(token)
-        self._open_paths = frozenset(open_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._has_token(scope):
-            await self._app(scope, receive, send)
-            return
-        refusal = problem(
-            401,
-            "send the operator's token (the file is named by operator_token_file in endpoints.json) "
-            "as `Authorization: Bearer TOKEN`",
-            headers={"WWW-Authenticate": 'Bearer realm="twinfleet"'},
-        )
-        await refusal(scope, receive, send)
-
-    def _has_token(self, scope: Scope) -> bool:
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Of hashes, so that not even the length shows in the time that it takes.
-        return scheme.lower() == "bearer" and hmac.compare_digest(_hash(given.strip()), self._token_hash)
-
-
 class BodyLimit:
     """Reads the body before the application does and refuses one that is too long or too slow.
 
@@ -110,7 +80,7 @@ class BodyLimit:
             except TimeoutError:
                 app = _refusal(408, f"the body did not arrive within {_BODY_TIMEOUT_S:.0f} s; send it again")
             else:
-                receive = _replay(body, receive)
+                receive = replay(body, receive)
         await app(scope, receive, send)
 
 
@@ -144,7 +114,8 @@ def _refusal(status: int, text: str) -> ASGIApp:
     return problem(status, text, headers={"Connection": "close"})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a source of messages that gives `body` in one piece, then what `receive` gives."""
     is_handed_over = False
 
     async def replayed() -> Message:
@@ -155,7 +126,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

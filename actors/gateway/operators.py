@@ -1,7 +1,7 @@
 """The operators' API: things, shadows, telemetry, standing fleets and the state of the platform.
 
-Everything needs the operators' token, except whether the platform lives, whether it is ready, and its
-metrics.
+Everything needs the operators' token or an access key's signature, except whether the platform lives, whether it is
+ready, and its metrics.
 """
 
 from __future__ import annotations
@@ -9,45 +9,42 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.errors import ThingNotFound, WorldError
+from actors.errors import WorldError
 from actors.fleet import Fleet
-from actors.gateway.enrolment import DeviceOffice, Enrolment, simulated_in
-from actors.gateway.middleware import BearerToken, BodyLimit, RequestMetrics
-from actors.gateway.platform_view import DeviceEndpoints, PlatformView, Readiness
+from actors.gateway.authentication import Authentication, Identity, caller_of
+from actors.gateway.certificate_routes import certificate_routes
+from actors.gateway.certificates import CertificateOffice
+from actors.gateway.data_routes import operators_may_publish, publish_routes, retained_routes
+from actors.gateway.enrolment import DeviceOffice
+from actors.gateway.iot_routes import iot_routes
+from actors.gateway.jobs_routes import jobs_routes
+from actors.gateway.key_routes import key_routes
+from actors.gateway.middleware import BodyLimit, RequestMetrics
+from actors.gateway.platform_view import PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
-from actors.gateway.shadow_routes import ask, check_thing_name, listing_routes, shadow_routes
+from actors.gateway.provisioning_routes import TemplateOffice, provisioning_routes
+from actors.gateway.shadow_routes import ask, listing_routes, shadow_routes
 from actors.gateway.standing_fleets import FleetDescription, FleetOffice
+from actors.gateway.thing_routes import endpoints_view, thing_routes
 from actors.metrics import GatewayMetrics
 from actors.pki import CertificateAuthority
-from actors.registry.records import CertificateRecord, FleetRecord, ThingRecord
+from actors.registry.records import FleetRecord
 from actors.registry.registry import Registry
 from actors.wall_clock import WallClock
 from twins.messages import Operation
 
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
-# A page of things is about 200 bytes each.
-_PAGE_SIZE_MAX: Final = 1000
-_PAGE_SIZE: Final = 100
 # A device that reports once a day is silent enough.
 _REPORT_EVERY_MAX_S: Final = 86_400
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ThingRequest(_Body):
-    """A device to be created; `csr` is a PKCS #10 signing request for an EC P-256 key, in PEM."""
-
-    name: str
-    model: str = "untyped"
-    attributes: dict[str, str] = {}
-    csr: str
 
 
 class FleetRequest(_Body):
@@ -66,12 +63,13 @@ def create_app(
     registry: Registry,
     authority: CertificateAuthority,
     platform: PlatformView,
-    operator_token: str,
+    identity: Identity,
 ) -> FastAPI:
     """Return the operators' application.
 
-    Its `state.metrics` are to be shared with the devices' application; `await state.settle()` completes what
-    an earlier gateway began and comes before the first request.
+    Its `state.metrics` are to be shared with the devices' application, `state.certificates` is to hear the broker's
+    events, `state.devices` creates what is provisioned; `await state.settle()` completes what an earlier gateway began
+    and comes before the first request.
     """
     app = FastAPI(
         title="twinfleet",
@@ -82,13 +80,17 @@ def create_app(
         redirect_slashes=False,
     )
     metrics = GatewayMetrics()
-    devices = DeviceOffice(fleet, registry, authority=authority, platform=platform)
+    certificates = CertificateOffice(registry, authority=authority, platform=platform)
+    devices = DeviceOffice(fleet, registry, certificates=certificates, platform=platform)
     fleets = FleetOffice(fleet, registry, turn=devices.turn)
 
     async def settle() -> None:
+        await certificates.begin()
         await devices.settle()
         await fleets.settle()
 
+    app.state.certificates = certificates
+    app.state.devices = devices
     app.state.metrics = metrics
     app.state.settle = settle
     install_problems(app)
@@ -97,14 +99,24 @@ def create_app(
     app.include_router(shadow_routes(fleet), dependencies=guarded)
     app.include_router(listing_routes(fleet), dependencies=guarded)
     app.include_router(_twin_routes(fleet), dependencies=guarded)
-    things = _thing_routes(devices, registry, authority=authority, platform=platform)
+    things = thing_routes(devices, registry, authority=authority, platform=platform)
     app.include_router(things, dependencies=guarded)
+    app.include_router(iot_routes(devices, fleet, registry, platform=platform), dependencies=guarded)
+    issuing = certificate_routes(certificates, authority=authority, platform=platform)
+    app.include_router(issuing, dependencies=guarded)
+    templates = TemplateOffice(registry, certificates, clock=WallClock())
+    provisioning = provisioning_routes(templates, authority=authority, platform=platform)
+    app.include_router(provisioning, dependencies=guarded)
     app.include_router(_fleet_routes(fleets, registry), dependencies=guarded)
     app.include_router(_cluster_routes(registry, platform), dependencies=guarded)
     app.include_router(_probe_routes(registry, platform, metrics))
-    # The last one added is the first one asked.
+    app.include_router(key_routes(identity), dependencies=guarded)
+    app.include_router(publish_routes(platform.messaging, operators_may_publish), dependencies=guarded)
+    app.include_router(retained_routes(platform.messaging), dependencies=guarded)
+    app.include_router(jobs_routes(registry), dependencies=guarded)
+    # The last one added is the first one asked; a signature covers the body.
+    app.add_middleware(Authentication, identity=identity, open_paths=OPEN_PATHS)
     app.add_middleware(BodyLimit)
-    app.add_middleware(BearerToken, token=operator_token, open_paths=OPEN_PATHS)
     app.add_middleware(RequestMetrics, metrics=metrics, listener="operators")
     return app
 
@@ -112,62 +124,13 @@ def create_app(
 def _twin_routes(fleet: Fleet) -> APIRouter:
     router = APIRouter(tags=["twins"])
 
+    @router.get("/v1/twins/{thing}", summary="Describe a twin: its shadows, connectivity and device metrics")
+    async def describe_twin(thing: str) -> Response:
+        return await ask(fleet, Operation.DESCRIBE, thing)
+
     @router.get("/v1/twins/{thing}/telemetry", summary="Get last values and sliding-window aggregates")
     async def get_telemetry(thing: str) -> Response:
         return await ask(fleet, Operation.TELEMETRY_GET, thing)
-
-    return router
-
-
-def _thing_routes(
-    devices: DeviceOffice, registry: Registry, *, authority: CertificateAuthority, platform: PlatformView
-) -> APIRouter:
-    router = APIRouter(prefix="/v1/things", tags=["things"])
-    clock = WallClock()
-
-    @router.post("", status_code=201, summary="Create a device and sign its certificate")
-    async def create_thing(body: ThingRequest) -> Response:
-        enrolment = await devices.create(
-            body.name, body.model, attributes=body.attributes, csr_pem=body.csr, clock=clock
-        )
-        endpoints = _endpoints_view(platform.endpoints)
-        return document(_enrolment_view(enrolment, authority.certificate_pem()) | endpoints, status=201)
-
-    @router.get("", summary="List things in name order")
-    async def list_things(
-        cursor: str = "", limit: Annotated[int, Query(ge=1, le=_PAGE_SIZE_MAX)] = _PAGE_SIZE
-    ) -> Response:
-        page = await registry.things.page(after=cursor, limit=limit)
-        more = {} if page.next_cursor is None else {"next_cursor": page.next_cursor}
-        return document({"things": [_thing_view(thing) for thing in page.things], **more})
-
-    @router.get("/{thing}", summary="Describe a thing")
-    async def describe_thing(thing: str) -> Response:
-        check_thing_name(thing)
-        try:
-            record = await registry.things.get(thing)
-        except ThingNotFound:
-            owner = simulated_in(thing, await registry.fleets.all())
-            if owner is None:
-                raise
-            return document(_simulated_view(thing, owner))
-        certificates = [
-            _certificate_view(certificate) for certificate in await registry.certificates.of_thing(record)
-        ]
-        return document(_thing_view(record) | {"certificates": certificates})
-
-    @router.delete("/{thing}", summary="Revoke a device's certificates, remove its twin and forget it")
-    async def delete_thing(thing: str) -> Response:
-        check_thing_name(thing)
-        try:
-            await devices.delete(thing)
-        except ThingNotFound:
-            owner = simulated_in(thing, await registry.fleets.all())
-            if owner is not None:
-                text = f"{thing!r} is simulated; it goes with its fleet {owner.group.name!r}"
-                raise HTTPException(409, text) from None
-            raise
-        return document({"thing_name": thing})
 
     return router
 
@@ -177,9 +140,10 @@ def _fleet_routes(fleets: FleetOffice, registry: Registry) -> APIRouter:
     clock = WallClock()
 
     @router.post("", status_code=201, summary="Create a standing simulated fleet")
-    async def create_fleet(body: FleetRequest) -> Response:
+    async def create_fleet(body: FleetRequest, request: Request) -> Response:
         description = FleetDescription(body.name, body.model, body.count, body.seed, body.report_every_s)
-        record = await fleets.create(description.group(start_s=int(clock.now_s())))
+        group = description.group(start_s=int(clock.now_s()))
+        record = await fleets.create(group, by=caller_of(request).name)
         return document(_fleet_view(record), status=201)
 
     @router.get("", summary="List the standing fleets")
@@ -187,8 +151,8 @@ def _fleet_routes(fleets: FleetOffice, registry: Registry) -> APIRouter:
         return document({"fleets": [_fleet_view(fleet) for fleet in await registry.fleets.all()]})
 
     @router.delete("/{name}", summary="Remove a standing fleet with all its twins")
-    async def delete_fleet(name: str) -> Response:
-        await fleets.delete(name)
+    async def delete_fleet(name: str, request: Request) -> Response:
+        await fleets.delete(name, by=caller_of(request).name)
         return document({"name": name})
 
     return router
@@ -209,7 +173,7 @@ def _cluster_routes(registry: Registry, platform: PlatformView) -> APIRouter:
                 "processes": [dataclasses.asdict(process) for process in processes],
                 "thing_count": await registry.things.count(),
                 "fleets": fleets,
-                **_endpoints_view(platform.endpoints),
+                **endpoints_view(platform.endpoints),
             }
         )
 
@@ -241,57 +205,6 @@ def _probe_routes(registry: Registry, platform: PlatformView, metrics: GatewayMe
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-def _enrolment_view(enrolment: Enrolment, ca_pem: str) -> dict[str, Any]:
-    certificate = enrolment.certificate
-    return {
-        **_thing_view(enrolment.thing),
-        "certificate_id": certificate.certificate_id,
-        "certificate_pem": certificate.pem,
-        "not_after": certificate.not_after_s,
-        "ca_pem": ca_pem,
-    }
-
-
-def _endpoints_view(endpoints: DeviceEndpoints) -> dict[str, Any]:
-    https = {} if endpoints.https is None else {"https_devices": {"url": endpoints.https.url}}
-    return {"mqtts": {"host": endpoints.mqtts.host, "port": endpoints.mqtts.port}, **https}
-
-
-def _thing_view(thing: ThingRecord) -> dict[str, Any]:
-    return {
-        "thing_name": thing.name,
-        "model": thing.model,
-        "attributes": thing.attributes,
-        "origin": "real",
-        "status": thing.status,
-        "created_at": thing.created_at_s,
-    }
-
-
-def _simulated_view(thing_name: str, owner: FleetRecord) -> dict[str, Any]:
-    return {
-        "thing_name": thing_name,
-        "model": owner.group.model,
-        "attributes": {},
-        "origin": "simulated",
-        "fleet": owner.group.name,
-        "status": owner.status,
-        "created_at": owner.created_at_s,
-        "certificates": [],
-    }
-
-
-def _certificate_view(certificate: CertificateRecord) -> dict[str, Any]:
-    return {
-        "certificate_id": certificate.certificate_id,
-        "serial": certificate.serial,
-        "status": certificate.status,
-        "created_at": certificate.created_at_s,
-        "not_after": certificate.not_after_s,
-        "certificate_pem": certificate.pem,
-    }
 
 
 def _fleet_view(fleet: FleetRecord) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.gateway.messaging import Messaging
 from actors.metrics import ProcessStatus
 from actors.settings import MqttsEndpoint, UrlEndpoint
+from twins.messages import Publish
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class PlatformView(Protocol):
         """Return where devices connect."""
         ...
 
+    @property
+    def messaging(self) -> Messaging:
+        """Return the broker as HTTP shows it."""
+        ...
+
     async def processes(self) -> list[ProcessStatus]:
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
         ...
@@ -58,6 +65,10 @@ class PlatformView(Protocol):
 
         From then on a new connection with a revoked certificate is refused.
         """
+        ...
+
+    def announce(self, messages: Sequence[Publish]) -> None:
+        """Hand messages to the broker's bridge without waiting for it: at most once, they may be lost with a part."""
         ...
 
     async def end_sessions(self, client_ids: Sequence[str]) -> None:

@@ -17,14 +17,22 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from actors.errors import (
+    AccessKeyExists,
+    AccessKeyNotFound,
+    CertificateNameTaken,
+    CertificateNotFound,
     FleetExists,
     FleetNotFound,
     OperatorError,
+    RecordExists,
+    RecordInUse,
+    RecordNotFound,
+    RecordVersionConflict,
     ThingExists,
     ThingNotFound,
     WorldError,
 )
-from twins.errors import ModelError, RequestError
+from twins.errors import ModelError, QueryError, RequestError
 from twins.messages import Reply
 
 # AWS IoT's names; its SDKs choose the exception by them.
@@ -45,8 +53,23 @@ _ERROR_TYPES: Final[Mapping[int, str]] = {
 _OPERATOR_STATUSES: Final[Mapping[type[OperatorError], int]] = {
     ThingNotFound: 404,
     FleetNotFound: 404,
+    CertificateNotFound: 404,
+    CertificateNameTaken: 409,
+    AccessKeyNotFound: 404,
+    AccessKeyExists: 409,
     ThingExists: 409,
     FleetExists: 409,
+    RecordNotFound: 404,
+    RecordExists: 409,
+    RecordVersionConflict: 409,
+    RecordInUse: 409,
+}
+# Errors for which the names of AWS IoT tell more than the status.
+_NAMED_ERRORS: Final[Mapping[type[Exception], str]] = {
+    RecordExists: "ResourceAlreadyExistsException",
+    RecordVersionConflict: "VersionConflictException",
+    RecordInUse: "DeleteConflictException",
+    QueryError: "InvalidQueryException",
 }
 # A shard or a store that restarts is back within seconds.
 _RETRY_AFTER_S: Final = 1
@@ -71,7 +94,7 @@ def problem(
     }
     all_headers = {"Cache-Control": "no-store", **(headers or {})}
     if status in _ERROR_TYPES:
-        all_headers["x-amzn-ErrorType"] = _ERROR_TYPES[status]
+        all_headers.setdefault("x-amzn-ErrorType", _ERROR_TYPES[status])
     return Response(
         msgspec.json.encode(document),
         status_code=status,
@@ -87,6 +110,12 @@ def answer(reply: Reply) -> Response:
     body = msgspec.json.decode(reply.payload, type=dict[str, Any])
     beside: dict[str, Any] = {key: body[key] for key in ("timestamp", "clientToken") if key in body}
     return problem(reply.status, str(body["message"]), members=beside)
+
+
+def world_problem(error: WorldError) -> Response:
+    """Return the answer for a part of the platform that does not do its part."""
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.retryable else {}
+    return problem(503, str(error), headers=headers)
 
 
 def document(content: Any, *, status: int = 200) -> Response:
@@ -128,7 +157,7 @@ async def _validation_problem(request: Request, error: Exception) -> Response:
 
 async def _request_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return problem(error.code, error.message)
+    return problem(error.code, error.message, headers=_named(error))
 
 
 async def _model_problem(request: Request, error: Exception) -> Response:
@@ -137,13 +166,17 @@ async def _model_problem(request: Request, error: Exception) -> Response:
 
 async def _operator_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, OperatorError)
-    return problem(_OPERATOR_STATUSES.get(type(error), 400), str(error))
+    return problem(_OPERATOR_STATUSES.get(type(error), 400), str(error), headers=_named(error))
+
+
+def _named(error: Exception) -> dict[str, str]:
+    name = _NAMED_ERRORS.get(type(error))
+    return {} if name is None else {"x-amzn-ErrorType": name}
 
 
 async def _world_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, WorldError)
-    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.retryable else {}
-    return problem(503, str(error), headers=headers)
+    return world_problem(error)
 
 
 async def _failure(request: Request, error: Exception) -> Response:

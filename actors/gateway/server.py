@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ class MutualTls:
     certificate_file: Path
     key_file: Path
     ca_file: Path
+    # Told of each client that did not pass: such a one never becomes a request that could be counted.
+    refused: Callable[[], None] | None = None
 
     def context(self) -> ssl.SSLContext:
         """Return a context that refuses clients without a certificate of the authority."""
@@ -47,7 +49,25 @@ class MutualTls:
         context.load_cert_chain(self.certificate_file, self.key_file)
         context.load_verify_locations(cafile=self.ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
+        if self.refused is not None:
+            context.sslobject_class = _handshakes_that_tell(self.refused)
         return context
+
+
+def _handshakes_that_tell(refused: Callable[[], None]) -> type[ssl.SSLObject]:
+    """Return asyncio's side of a TLS connection that calls `refused` where the handshake fails."""
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                refused()
+                raise
+
+    return Handshake
 
 
 class _CertificateProtocol(HttpToolsProtocol):

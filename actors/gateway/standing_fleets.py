@@ -64,7 +64,7 @@ class FleetOffice:
         self._registry = registry
         self._turn = turn
 
-    async def create(self, group: Group) -> FleetRecord:
+    async def create(self, group: Group, *, by: str = "operator") -> FleetRecord:
         """Return a new standing fleet, its twins in place; FleetExists if its name or its devices' are taken."""
         async with self._turn:
             fleets = await self._registry.fleets.all()
@@ -73,7 +73,7 @@ class FleetOffice:
                     fleet.status == "CREATING"
                     and replace(fleet.group.group(), start_s=group.start_s) == group
                 ):
-                    return await self._complete(fleet)
+                    return await self._complete(fleet, by=by)
             present = sum(fleet.group.count for fleet in fleets)
             if present + group.count > DEVICE_COUNT_MAX:
                 problem = (
@@ -86,24 +86,24 @@ class FleetOffice:
                     group.name, f"would have a device {taken!r}, which is registered as a real one"
                 )
             fleet = FleetRecord(GroupOrder.of(group), group.start_s)
-            await self._registry.fleets.add(fleet)
-            return await self._complete(fleet)
+            await self._registry.fleets.add(fleet, by=by)
+            return await self._complete(fleet, by=by)
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, *, by: str = "operator") -> None:
         """Remove a fleet with all its twins; FleetNotFound if there is none.
 
         Also one that stands in no registry: the group of a scenario that was kept, or whose run was killed.
         """
         async with self._turn:
             try:
-                await self._registry.fleets.set_status(name, "DELETING")
+                await self._registry.fleets.set_status(name, "DELETING", by=by)
             except FleetNotFound:
                 if name not in await self._fleet.group_names():
                     raise
                 await self._fleet.delete_group(name)
                 return
             await self._fleet.delete_group(name)
-            await self._registry.fleets.remove(name)
+            await self._registry.fleets.remove(name, by=by)
 
     async def settle(self) -> None:
         """Complete what an earlier gateway began; to be called before the first request is served."""
@@ -112,20 +112,20 @@ class FleetOffice:
                 name = fleet.group.name
                 if fleet.status == "DELETING":
                     await self._fleet.delete_group(name)
-                    await self._registry.fleets.remove(name)
+                    await self._registry.fleets.remove(name, by="platform")
                 elif fleet.status == "CREATING":
                     try:
-                        await self._complete(fleet)
+                        await self._complete(fleet, by="platform")
                     except FleetExists:
                         # Whoever asked for it has gone; it was never promised.
                         continue
 
-    async def _complete(self, fleet: FleetRecord) -> FleetRecord:
+    async def _complete(self, fleet: FleetRecord, *, by: str) -> FleetRecord:
         group = fleet.group.group()
         try:
             await self._fleet.create_group(group)
         except ModelError as error:
             # Refused, not failed: nothing was made.
-            await self._registry.fleets.remove(group.name)
+            await self._registry.fleets.remove(group.name, by=by)
             raise FleetExists(group.name, f"cannot be: {error}") from None
-        return await self._registry.fleets.set_status(group.name, "ACTIVE")
+        return await self._registry.fleets.set_status(group.name, "ACTIVE", by=by)

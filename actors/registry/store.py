@@ -27,6 +27,8 @@ _Record = TypeVar("_Record")
 
 # A local store answers in well under a millisecond; beyond this it hangs, and its callers must not.
 _ANSWER_TIMEOUT_S: Final = 5.0
+# What the indexes of the records are; raised when records of older versions must get new ones at their opening.
+LAYOUT: Final = "2"
 # Names that Redis hands over at once while a whole index is walked.
 WALK_PAGE: Final = 1000
 
@@ -103,7 +105,9 @@ class RegistryStore:
         with store_errors():
             newest = await self._client.xrevrange(self._stream, count=1)
         self._epoch = int(str(newest[0][0]).partition("-")[0]) + 1 if newest else 1
-        await self.change("registry.open", "", [], by="platform")
+        # Older records get their indexes when they are opened; new ones have them from the first.
+        commands = [["SET", self.key("layout"), LAYOUT]] if self._epoch == 1 else []
+        await self.change("registry.open", "", commands, by="platform")
 
     async def change(
         self,

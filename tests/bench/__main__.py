@@ -10,7 +10,7 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "shadow", "ingest")
+NAMES = ("sim", "shadow", "ingest", "latency")
 
 
 def main() -> None:

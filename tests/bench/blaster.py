@@ -22,19 +22,20 @@ ID_COUNT = 60_000
 PUBACK_BYTES = 4
 
 
-def _string(text: bytes) -> bytes:
+def string_field(text: bytes) -> bytes:
+    """Return a text as MQTT has it: its length, then itself."""
     return len(text).to_bytes(2, "big") + text
 
 
 def connect_packet(client_id: str) -> bytes:
     """Return an MQTT 3.1.1 CONNECT with a clean session."""
-    body = _string(b"MQTT") + b"\x04\x02\x00\x3c" + _string(client_id.encode())
+    body = string_field(b"MQTT") + b"\x04\x02\x00\x3c" + string_field(client_id.encode())
     return bytes((0x10, len(body))) + body
 
 
 def publish_packet(topic: str, packet_id: int) -> bytes:
     """Return an MQTT 3.1.1 PUBLISH at QoS 1; the whole has less than 16 KB."""
-    body = _string(topic.encode()) + packet_id.to_bytes(2, "big") + PAYLOAD
+    body = string_field(topic.encode()) + packet_id.to_bytes(2, "big") + PAYLOAD
     return bytes((0x32, len(body) % 128 | 128, len(body) // 128)) + body
 
 

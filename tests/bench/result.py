@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One figure beside its baseline; `ratio` is value / baseline_value, `bar` says what must hold, if anything."""
+    """One figure beside its baseline; `ratio` is value / baseline_value, `bar` says what must hold, if anything.
+
+    `details` are further lines to read, before the result itself.
+    """
 
     bench: str
     value: float
@@ -20,14 +23,20 @@ class BenchResult:
     ratio: float | None
     bar: str
     holds: bool | None
+    details: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """Return the result as a line to read."""
-        text = f"{self.bench}: {self.value:,.0f} {self.unit}"
+        """Return the result as a line to read, after its details."""
+        text = f"{self.bench}: {_figure(self.value)} {self.unit}"
         if self.baseline_value is not None and self.ratio is not None:
-            text += f"; {self.baseline}: {self.baseline_value:,.0f}; ratio {self.ratio:.2f}"
+            text += f"; {self.baseline}: {_figure(self.baseline_value)}; ratio {self.ratio:.2f}"
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "no bar"}[self.holds]
-        return f"{text}  [{self.bar or 'for information'}: {verdict}]"
+        return "\n".join([*self.details, f"{text}  [{self.bar or 'for information'}: {verdict}]"])
+
+
+def _figure(value: float) -> str:
+    """Return a number as one reads it: small ones with two decimals."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def rate_of(work: Callable[[], int]) -> float:

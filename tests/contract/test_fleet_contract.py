@@ -56,6 +56,25 @@ async def test_a_handle_updates_and_reads_its_shadow(fleet: Fleet, thing: str) -
     assert isinstance(document["state"]["desired"]["set_point"], int)
 
 
+async def test_many_requests_are_answered_in_their_order(fleet: Fleet, prefix: str) -> None:
+    names = [f"{prefix}-many-{number}" for number in range(1200)]
+    updates = [
+        Request(Operation.SHADOW_UPDATE, name, json.dumps({"state": {"reported": {"n": number}}}).encode())
+        for number, name in enumerate(names)
+    ]
+    assert {reply.status for reply in await fleet.ask_many(updates)} == {200}
+    # Of one thing, the later ones build on the earlier ones.
+    gets = [Request(Operation.SHADOW_GET, name) for name in [*reversed(names), "nobody-at-all"]]
+    replies = await fleet.ask_many([*updates[:3], *gets])
+    assert [json.loads(reply.payload)["version"] for reply in replies[:3]] == [2, 2, 2]
+    found = [json.loads(reply.payload)["state"]["reported"]["n"] for reply in replies[3:-1]]
+    assert found == list(reversed(range(1200)))
+    assert replies[-1].status == 404
+    assert await fleet.ask_many([]) == []
+    removals = [Request(Operation.UNREGISTER, name) for name in names]
+    assert {reply.status for reply in await fleet.ask_many(removals)} == {200}
+
+
 async def test_a_twin_has_named_shadows(fleet: Fleet, thing: str) -> None:
     twin = fleet.twin(thing)
     await twin.update_desired({"a": 1}, shadow_name="config")
@@ -101,6 +120,37 @@ async def test_telemetry_reaches_the_twin(fleet: Fleet, thing: str) -> None:
     assert (field["value"], field["count"], field["min"], field["max"], field["mean"]) == (4, 3, 1, 4, 2.5)
     assert telemetry["streams"]["room"]["text"]["value"] == "x"
     assert telemetry["window_s"] == 300
+
+
+async def test_a_twin_is_described_with_its_shadows(fleet: Fleet, thing: str) -> None:
+    registration = Request(Operation.REGISTER, thing, b'{"model":"thermostat"}')
+    # A simulated device has its model already, and refuses another.
+    assert (await fleet.ask(registration)).status in (200, 400)
+    twin = fleet.twin(thing)
+    await twin.update_desired({"set_point": 21})
+    await twin.update_desired({"a": 1}, shadow_name="config")
+    found = await twin.describe()
+    assert (found["thingName"], found["model"]) == (thing, "thermostat")
+    assert found["shadow"]["desired"] == found["shadow"]["delta"] == {"set_point": 21}
+    assert found["namedShadows"]["config"]["desired"] == {"a": 1}
+    assert found["defender"] is None
+
+
+async def test_questions_find_who_is_connected(fleet: Fleet, prefix: str) -> None:
+    names = [f"{prefix}-link-{number}" for number in range(3)]
+    links = (b'{"connected":true,"timestamp":5}', b'{"connected":false,"timestamp":5}')
+    for name, payload in zip(names, links, strict=False):
+        await fleet.ask(Request(Operation.REGISTER, name, b'{"model":"thermostat"}'))
+        assert (await fleet.ask(Request(Operation.CONNECTIVITY, name, payload))).status == 200
+    await fleet.ask(Request(Operation.REGISTER, names[2], b'{"model":"thermostat"}'))
+    table = await fleet.twins_table(["name", "connected"])
+    found = dict(zip(table["name"].to_pylist(), table["connected"].to_pylist(), strict=True))
+    assert [found[name] for name in names] == [True, False, None]
+
+
+async def test_there_is_no_description_of_a_twin_that_is_not_there(fleet: Fleet, prefix: str) -> None:
+    with pytest.raises(ShadowNotFound, match="No twin exists"):
+        await fleet.twin(f"{prefix}-nobody").describe()
 
 
 async def test_telemetry_that_is_no_object_is_refused(fleet: Fleet, thing: str) -> None:

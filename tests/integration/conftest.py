@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from actors.store import RedisServer
+from tests.integration.attack_scene import Scene, scene_on
+from tests.integration.running_broker import Site, running_site
 from tests.integration.running_platform import RunningPlatform, platform_on
 from tests.running_store import running_store
 
@@ -50,6 +52,20 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Give a running broker that the tests of a module share."""
+    with running_site(tmp_path_factory.mktemp("site")) as made:
+        yield made
+
+
+@pytest.fixture
+def own_site(tmp_path: Path) -> Iterator[Site]:
+    """Give a running broker of its own, in tmp_path / "site"."""
+    with running_site(tmp_path / "site") as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
     """Give the platform that all tests share: it holds things and fleets of others, and nobody stops it."""
@@ -59,3 +75,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfo
         assert started.stop() == 0, started.output()
         started.expect_nothing_left()
         assert not started.directory.endpoints_file.exists()
+
+
+@pytest.fixture(scope="session")
+def scene(platform: RunningPlatform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Give alice, who is connected and has a history, and mallory, on the platform that all tests share."""
+    with scene_on(platform, tmp_path_factory.mktemp("scene")) as made:
+        yield made

@@ -11,16 +11,22 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from actors.broker import write_acl
+from actors.access import BrokerAccess
 from actors.fleet import LocalFleet
+from actors.gateway.authentication import Identity
 from actors.gateway.devices import create_device_app, registered_principal
+from actors.gateway.messaging import Messaging
 from actors.gateway.operators import create_app
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.metrics import ProcessStatus
+from actors.mqtt_retained import RetainedMessage
 from actors.pki import CertificateAuthority
 from actors.registry.registry import Registry
+from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, MqttsEndpoint
+from actors.vault import Vault
 from actors.wall_clock import WallClock
+from twins.messages import Publish
 
 TOKEN = "the-operators-token-of-these-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -30,18 +36,36 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 class LonePlatform:
     """A platform of one process and no broker: its access list is written as for one."""
 
-    registry: Registry
+    access: BrokerAccess
     data_dir: Path
+    notes: RetainedNotes
+    published: list[Publish] = field(default_factory=list)
     reload_count: int = 0
     asked_count: int = 0
     # Client ids whose sessions were ended, each with the number of reloads before.
     ended: list[tuple[str, int]] = field(default_factory=list)
     readiness_reasons: tuple[str, ...] = ()
+    announced: list[Publish] = field(default_factory=list)
     statuses: list[ProcessStatus] = field(default_factory=lambda: [ProcessStatus("gateway", 1, twin_count=3)])
 
     @property
     def endpoints(self) -> DeviceEndpoints:
         return DeviceEndpoints(MqttsEndpoint("127.0.0.1", 8883))
+
+    @property
+    def messaging(self) -> Messaging:
+        return Messaging(self._publish, self._retained, notes=self.notes, clock=WallClock())
+
+    async def _publish(self, message: Publish) -> None:
+        self.published.append(message)
+
+    async def _retained(self, topics: Sequence[str]) -> list[RetainedMessage]:
+        newest = {
+            message.topic: RetainedMessage(message.topic, message.payload, message.delivery.qos)
+            for message in self.published
+            if message.delivery is not None and message.delivery.is_retained
+        }
+        return [newest[topic] for topic in topics if topic in newest and newest[topic].payload]
 
     async def processes(self) -> list[ProcessStatus]:
         self.asked_count += 1
@@ -49,8 +73,11 @@ class LonePlatform:
         return self.statuses + missing
 
     async def reload_access(self) -> None:
-        write_acl(self.data_dir, (await self.registry.certificates.acl_entries()).items())
+        await self.access.write()
         self.reload_count += 1
+
+    def announce(self, messages: Sequence[Publish]) -> None:
+        self.announced += messages
 
     async def end_sessions(self, client_ids: Sequence[str]) -> None:
         self.ended += [(client_id, self.reload_count) for client_id in client_ids]
@@ -84,17 +111,24 @@ async def open_gateway(redis_url: str, data_dir: Path, *, prefix: str) -> AsyncI
     registry = await Registry.open(redis_url, WallClock(), prefix=prefix)
     fleet = LocalFleet(shard_count=4, clock=WallClock())
     authority = CertificateAuthority.open_or_create(directory.pki)
-    platform = LonePlatform(registry, data_dir)
+    notes = RetainedNotes.open(redis_url, prefix=prefix)
+    access = BrokerAccess(registry, authority, data_dir=data_dir, clock=WallClock())
+    platform = LonePlatform(access, data_dir, notes)
+    identity = Identity(TOKEN, registry.access_keys, vault=Vault.open(directory.key_file), clock=WallClock())
     app = create_app(
-        fleet=fleet, registry=registry, authority=authority, platform=platform, operator_token=TOKEN
+        fleet=fleet, registry=registry, authority=authority, platform=platform, identity=identity
     )
     device_app = create_device_app(
-        fleet=fleet, principal_from_scope=registered_principal(registry), metrics=app.state.metrics
+        fleet=fleet,
+        messaging=platform.messaging,
+        principal_from_scope=registered_principal(registry, used=app.state.certificates.used),
+        metrics=app.state.metrics,
     )
     try:
         yield Gateway(fleet, registry, authority, platform, app, device_app)
     finally:
         await registry.close()
+        await notes.close()
 
 
 def assert_problem(response: httpx.Response, status: int, error_type: str) -> dict[str, Any]:

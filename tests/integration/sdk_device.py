@@ -25,15 +25,31 @@ _CLIENT_OPTIONS = mqtt_request_response.ClientOptions(
 
 @dataclass(frozen=True)
 class Device:
-    """A connected device of the SDK: its shadow client, and how it publishes a telemetry message at QoS 1."""
+    """A connected device of the SDK: its shadow clients, new and old, and how it publishes a message at QoS 1."""
 
     name: str
     shadows: iotshadow.IotShadowClientV2
-    publish: Callable[[str, bytes], object]
+    old_shadows: iotshadow.IotShadowClient
+    send: Callable[[str, bytes], Future[Any]]
+
+    def publish(self, topic: str, payload: bytes) -> object:
+        """Publish at QoS 1 and return what the broker says."""
+        return self.send(topic, payload).result(DEADLINE_S)
 
     def streams(self, create: str, request: Any) -> Stream:
         """Return an open stream of the events that `create`, a method of the shadow client, subscribes to."""
         return Stream(getattr(self.shadows, create), request)
+
+    def hears(self, subscribe: str, request: Any) -> queue.Queue[Any]:
+        """Return the messages that `subscribe`, a method of the old shadow client, brings; it is subscribed."""
+        heard: queue.Queue[Any] = queue.Queue()
+        subscribed, _ = getattr(self.old_shadows, subscribe)(request, mqtt.QoS.AT_LEAST_ONCE, heard.put)
+        subscribed.result(DEADLINE_S)
+        return heard
+
+    def sends(self, publish: str, request: Any) -> None:
+        """Publish a request with a method of the old shadow client; the broker has it then."""
+        getattr(self.old_shadows, publish)(request, mqtt.QoS.AT_LEAST_ONCE).result(DEADLINE_S)
 
 
 class Stream:
@@ -82,14 +98,16 @@ def over_mqtt5(name: str, files: Path, platform: RunningPlatform) -> Iterator[De
         on_lifecycle_stopped=lambda _: stopped.set_result(None),
     )
 
-    def publish(topic: str, payload: bytes) -> object:
+    def send(topic: str, payload: bytes) -> Future[Any]:
         packet = mqtt5.PublishPacket(topic=topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
-        return client.publish(packet).result(DEADLINE_S)
+        sent: Future[Any] = client.publish(packet)
+        return sent
 
     client.start()
     connected.result(DEADLINE_S)
     try:
-        yield Device(name, iotshadow.IotShadowClientV2(client, _CLIENT_OPTIONS), publish)
+        new, old = iotshadow.IotShadowClientV2(client, _CLIENT_OPTIONS), iotshadow.IotShadowClient(client)
+        yield Device(name, new, old, send)
     finally:
         # Without a packet the client drops the socket, which the broker takes for a lost connection.
         client.stop(mqtt5.DisconnectPacket())
@@ -109,12 +127,17 @@ def over_mqtt3(name: str, files: Path, platform: RunningPlatform) -> Iterator[De
         keep_alive_secs=30,
     )
 
-    def publish(topic: str, payload: bytes) -> object:
-        future, _ = connection.publish(topic, payload, mqtt.QoS.AT_LEAST_ONCE)
-        return future.result(DEADLINE_S)
+    def send(topic: str, payload: bytes) -> Future[Any]:
+        sent, _ = connection.publish(topic, payload, mqtt.QoS.AT_LEAST_ONCE)
+        future: Future[Any] = sent
+        return future
 
     connection.connect().result(DEADLINE_S)
     try:
-        yield Device(name, iotshadow.IotShadowClientV2(connection, _CLIENT_OPTIONS), publish)
+        new, old = (
+            iotshadow.IotShadowClientV2(connection, _CLIENT_OPTIONS),
+            iotshadow.IotShadowClient(connection),
+        )
+        yield Device(name, new, old, send)
     finally:
         connection.disconnect().result(DEADLINE_S)

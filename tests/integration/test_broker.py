@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,55 +19,16 @@ import pytest
 from gmqtt import Client
 from gmqtt.mqtt.constants import MQTTv311
 
-from actors.broker import MosquittoBroker, end_session, reload_broker, write_acl
+from actors.broker import AccessList, MosquittoBroker, end_session, reload_broker, write_acl
 from actors.errors import BrokerError, PlatformNotRunning, PortInUse, ProcessEnded
 from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import loopback_addresses, wait_until
 from actors.settings import DataDirectory, PlatformSettings, is_process_alive, write_atomically
 from actors.store import RedisServer
+from tests.integration.running_broker import Site, make_site
 
 # A local broker answers in milliseconds; a loaded machine gets the rest.
 DEADLINE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Site:
-    """A running broker, its authority, and its place on disk."""
-
-    settings: PlatformSettings
-    broker: MosquittoBroker
-    authority: CertificateAuthority
-
-    @property
-    def directory(self) -> DataDirectory:
-        return DataDirectory(self.settings.data_dir)
-
-    def log(self) -> str:
-        return (self.directory.logs / "mosquitto.log").read_text()
-
-
-def make_site(data_dir: Path) -> Site:
-    directory = DataDirectory(data_dir)
-    directory.prepare()
-    settings = PlatformSettings(data_dir=data_dir, mqtt_port=0, device_port=0, api_port=0)
-    authority = CertificateAuthority.open_or_create(directory.pki)
-    return Site(settings, MosquittoBroker(settings), authority)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = make_site(tmp_path_factory.mktemp("site"))
-    made.broker.start()
-    yield made
-    made.broker.stop()
-
-
-@pytest.fixture
-def own_site(tmp_path: Path) -> Iterator[Site]:
-    made = make_site(tmp_path / "site")
-    made.broker.start()
-    yield made
-    made.broker.stop()
 
 
 def tls_context(site: Site, *, certificate_pem: str = "", key_pem: str = "") -> ssl.SSLContext:
@@ -166,6 +127,22 @@ async def bridge(
         yield connection
     finally:
         await client.disconnect()
+
+
+@asynccontextmanager
+async def service(site: Site) -> AsyncIterator[Connection]:
+    """Give a connection that may hear and say everything, as the platform's parts together may."""
+    acl = site.directory.mosquitto / "internal.acl"
+    kept = acl.read_bytes()
+    rights = "topic readwrite #\ntopic readwrite $aws/#\n"
+    acl.write_bytes(f"user {site.broker.internal.user_name}\n{rights}".encode())
+    site.broker.reload()
+    try:
+        async with bridge(site, client_id="app.service") as connection:
+            yield connection
+    finally:
+        acl.write_bytes(kept)
+        site.broker.reload()
 
 
 # ---- who gets in ---------------------------------------------------------------------------------------------------
@@ -410,7 +387,9 @@ async def test_a_device_publishes_on_nothing_but_its_own_request_topics(site: Si
             answer = f"$aws/things/{name}/shadow/get/accepted"
             await listener.receive(answer)
             assert listener.received == [(answer, b"the service's")]
-        assert service.topics() == ["$aws/things/dev-a/shadow/name/last/get"]
+        # The bridge hears what it says itself, too.
+        heard = [heard for heard, payload in service.received if payload != b"the service's"]
+        assert heard == ["$aws/things/dev-a/shadow/name/last/get"]
 
 
 @pytest.mark.asyncio
@@ -485,7 +464,7 @@ async def test_a_long_named_device_works_after_its_entry_is_written_and_reloaded
         # Its own name's pattern lets this through, and tells that the one before has been dropped.
         long_named.publish(f"$aws/things/{issued.common_name}/shadow/get")
         await service.receive(f"$aws/things/{issued.common_name}/shadow/get")
-        write_acl(site.settings.data_dir, [(issued.common_name, thing_name)])
+        write_acl(site.settings.data_dir, AccessList([(issued.common_name, thing_name)]))
         site.broker.reload()
         long_named.publish(topic, b"in time")
         await service.receive(topic)
@@ -494,17 +473,132 @@ async def test_a_long_named_device_works_after_its_entry_is_written_and_reloaded
         await long_named.receive(f"{topic}/accepted")
 
 
+CERTIFICATE_REQUESTS = ("$aws/certificates/create/json", "$aws/certificates/create-from-csr/json")
+PROVISIONING = (*CERTIFICATE_REQUESTS, "$aws/provisioning-templates/lamps/provision/json")
+SHADOWS = ("$aws/things/dev-a/shadow", "$aws/things/dev-a/shadow/name/config")
+
+
+def holder_context(site: Site, common_name: str) -> ssl.SSLContext:
+    request = generate_key_and_csr(common_name)
+    issued = site.authority.issue_from_csr(request.csr_pem, common_name)
+    return tls_context(site, certificate_pem=issued.certificate_pem, key_pem=request.private_key_pem)
+
+
+@pytest.fixture
+def access(site: Site) -> Iterator[AccessList]:
+    """Make the broker know one application of each role and two claims, until the test is over."""
+    made = AccessList(
+        observers=["app.wall"],
+        operators=["app.desk"],
+        claims=["claim.one", "claim.two"],
+        provisioning_claim="claim.one",
+    )
+    write_acl(site.settings.data_dir, made)
+    site.broker.reload()
+    yield made
+    write_acl(site.settings.data_dir, AccessList())
+    site.broker.reload()
+
+
 @pytest.mark.asyncio
-async def test_a_retained_request_is_not_kept_for_the_next_subscriber(site: Site) -> None:
-    topic = "$aws/things/dev-a/shadow/update"
-    async with device(site, "dev-a") as dev_a:
-        dev_a.client.publish(topic, b"{}", qos=1, retain=True)
-        await until(lambda: not dev_a.client.is_connected)
-    async with bridge(site) as service, device(site, "dev-b") as dev_b:
-        await service.subscribe("$aws/things/#")
-        dev_b.publish("$aws/things/dev-b/shadow/get")
-        await service.receive("$aws/things/dev-b/shadow/get")
-        assert service.topics() == ["$aws/things/dev-b/shadow/get"]
+@pytest.mark.parametrize(
+    ("name", "heard"),
+    [
+        ("app.wall", {"update/documents"}),
+        ("app.desk", {reply for reply in REPLIES if not reply.startswith("delete")}),
+    ],
+)
+async def test_an_application_hears_what_its_role_may(
+    site: Site, access: AccessList, name: str, heard: set[str]
+) -> None:
+    expected = [f"{shadow}/{reply}" for shadow in SHADOWS for reply in REPLIES if reply in heard]
+    async with (
+        service(site) as answering,
+        device(site, name, context=holder_context(site, name)) as application,
+        device(site, "dev-a") as dev_a,
+    ):
+        for topic_filter in ("$aws/#", "$aws/things/+/shadow/#", "$SYS/#", "telemetry/#", "#"):
+            await application.subscribe(topic_filter)
+        await answering.subscribe("$aws/things/#")
+        # What nobody but the platform hears.
+        dev_a.publish("telemetry/dev-a/climate", b"private")
+        dev_a.publish("$aws/things/dev-a/shadow/update", b"private")
+        await answering.receive("$aws/things/dev-a/shadow/update")
+        for claim_topic in PROVISIONING:
+            answering.publish(f"{claim_topic}/accepted", b"private")
+        for shadow in SHADOWS:
+            for reply in REPLIES:
+                answering.publish(f"{shadow}/{reply}")
+        last = "$aws/events/presence/connected/dev-a"
+        answering.publish(last)
+        await application.receive(last)
+        # Overlapping subscriptions may bring a message once for each.
+        assert list(dict.fromkeys(application.topics())) == [*expected, last]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("name", "sent"), [("app.wall", ()), ("app.desk", ("get", "update"))])
+async def test_an_application_publishes_what_its_role_may(
+    site: Site, access: AccessList, name: str, sent: tuple[str, ...]
+) -> None:
+    async with (
+        service(site) as answering,
+        device(site, name, context=holder_context(site, name)) as application,
+        device(site, "dev-a") as dev_a,
+    ):
+        await answering.subscribe("$aws/#")
+        await answering.subscribe("telemetry/#")
+        for shadow in SHADOWS:
+            for operation in (*REQUESTS, *REPLIES):
+                application.publish(f"{shadow}/{operation}")
+        for topic in (*PROVISIONING, "$aws/events/presence/connected/dev-a", "telemetry/dev-a/climate"):
+            application.publish(topic)
+        # Its own name's pattern lets this through, and tells that those before have been dropped.
+        application.publish(f"$aws/things/{name}/shadow/get")
+        await answering.receive(f"$aws/things/{name}/shadow/get")
+        allowed = [
+            f"{shadow}/{operation}" for shadow in SHADOWS for operation in REQUESTS if operation in sent
+        ]
+        assert answering.topics() == [*allowed, f"$aws/things/{name}/shadow/get"]
+        assert dev_a.topics() == []
+
+
+@pytest.mark.asyncio
+async def test_a_claim_asks_for_certificates_and_only_the_one_at_its_turn_hears_the_answers(
+    site: Site, access: AccessList
+) -> None:
+    async with (
+        service(site) as answering,
+        device(site, "claim.one", context=holder_context(site, "claim.one")) as first,
+        device(site, "claim.two", context=holder_context(site, "claim.two")) as second,
+    ):
+        for request in PROVISIONING:
+            await answering.subscribe(request)
+        await answering.subscribe("$aws/things/#")
+        for claim in (first, second):
+            await claim.subscribe("$aws/#")
+            for topic in (
+                f"{SHADOWS[0]}/update",
+                "$aws/events/x",
+                *(f"{one}/accepted" for one in PROVISIONING),
+            ):
+                claim.publish(topic)
+            for request in PROVISIONING:
+                claim.publish(request)
+        await until(lambda: len(answering.received) >= 2 * len(PROVISIONING))
+        assert sorted(answering.topics()) == sorted(2 * PROVISIONING)
+        for request in PROVISIONING:
+            for outcome in ("accepted", "rejected"):
+                answering.publish(f"{request}/{outcome}")
+        answering.publish(f"{SHADOWS[0]}/update/documents")
+        last = [f"$aws/things/{name}/shadow/get/accepted" for name in ("claim.one", "claim.two")]
+        for topic in last:
+            answering.publish(topic)
+        await first.receive(last[0])
+        await second.receive(last[1])
+        answers = [f"{request}/{outcome}" for request in PROVISIONING for outcome in ("accepted", "rejected")]
+        assert first.topics() == [*answers, last[0]]
+        assert second.topics() == [last[1]]
 
 
 # ---- what survives, and what does not ------------------------------------------------------------------------------

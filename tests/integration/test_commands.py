@@ -29,6 +29,8 @@ from actors.store import RedisServer
 from tests.integration.running_gateway import BEARER, TOKEN, Gateway, open_gateway
 from tests.running_store import running_store
 from twinfleet.cli import run_command
+from twins.messages import Connectivity, Operation, Request
+from twins.shadow import encode_json
 
 DEADLINE_S = 20.0
 _PREFIXES = (f"commands{number}:" for number in itertools.count())
@@ -148,6 +150,37 @@ async def test_a_twin_is_set_and_got_and_json_is_the_wires(terminal: Terminal) -
     assert fields["mode.night"][1] == "true"
     code, _, err = await terminal.type("twin get a:b")
     assert (code, "No shadow exists" in err) == (1, True)
+
+
+async def test_a_twin_is_described_in_words_and_as_the_api_does(terminal: Terminal) -> None:
+    assert (await terminal.type("device create hall:1 --attribute room=hall --out hall"))[0] == 0
+    code, out, _ = await terminal.type("twin describe hall:1")
+    assert (code, out) == (0, "hall:1  real thermostat  room=hall\nnever connected\n")
+    fleet = terminal.gateway.fleet
+    await fleet.twin("hall:1").update_desired({"set_point": 21})
+    await fleet.twin("hall:1").update_desired({"mode": "eco"}, shadow_name="config")
+    lost = Connectivity(False, 1_700_000_000_000, "CONNECTION_LOST", "s", 4)
+    report = b'{"hed":{"rid":7,"v":"1.0"},"met":{"ns":{"bi":5}}}'
+    for request in (
+        Request(Operation.CONNECTIVITY, "hall:1", encode_json(lost)),
+        Request(Operation.DEFENDER, "hall:1", report, "json"),
+    ):
+        assert (await fleet.ask(request)).status == 200
+    code, out, _ = await terminal.type("twin describe hall:1")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1] == ["disconnected", "(connection", "lost)", "since", "2023-11-14", "22:13:20Z"]
+    assert ["set_point", "21", "-", "-", "*"] in lines
+    assert ["shadow", "config", "version", "1"] in lines
+    assert ["metrics.network_stats.bytes_in", "5"] in lines
+    code, out, _ = await terminal.type("twin describe hall:1 -o json")
+    async with terminal.gateway.client() as client:
+        wire = (await client.get("/v1/twins/hall%3A1")).json()
+        missing = await client.get("/v1/twins/nobody")
+    assert json.loads(out) | {"timestamp": 0} == wire | {"timestamp": 0}
+    assert wire["connectivity"]["session"] == "s"
+    assert (missing.status_code, missing.json()["message"]) == (404, "No twin exists with name: 'nobody'")
+    code, _, err = await terminal.type("twin describe nobody")
+    assert (code, "nobody" in err) == (1, True)
 
 
 async def test_watching_shows_each_version_with_what_changed(terminal: Terminal) -> None:

@@ -126,6 +126,23 @@ async def test_a_revoked_device_is_refused_even_on_its_open_connection(device_si
             assert_problem(await lamp.get("/things/lamp/shadow"), 403, "ForbiddenException")
 
 
+async def test_the_first_use_over_https_retires_the_certificate_before(device_site: DeviceSite) -> None:
+    pair = generate_key_and_csr("lamp")
+    async with await device_site.enrol("lamp") as old, device_site.gateway.client() as operator:
+        body = {"state": {"reported": {"temperature": 1}}}
+        made = (await operator.post("/v1/things/lamp/certificates", json={"csr": pair.csr_pem})).json()
+        assert (await old.post("/things/lamp/shadow", json=body)).status_code == 200
+        async with device_site.client_with(made["certificate_pem"], pair) as new:
+            assert (await new.post("/things/lamp/shadow", json=body)).status_code == 200
+            async with asyncio.timeout(DEADLINE_S):
+                while (await old.get("/things/lamp/shadow")).status_code == 200:
+                    await asyncio.sleep(0.01)
+            assert_problem(await old.get("/things/lamp/shadow"), 403, "ForbiddenException")
+            assert (await new.get("/things/lamp/shadow")).status_code == 200
+        listed = (await operator.get("/v1/things/lamp/certificates")).json()["certificates"]
+    assert [one["status"] for one in listed] == ["INACTIVE", "ACTIVE"]
+
+
 async def test_a_certificate_that_was_never_registered_opens_nothing(device_site: DeviceSite) -> None:
     pair = generate_key_and_csr("ghost")
     for common_name in ("ghost", "app.viewer", "claim.batch"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from actors.settings import DataDirectory, PlatformSettings
 from actors.shard_actor import ShardHost
 from actors.store import RedisServer
 from actors.wall_clock import WallClock
+from tests.integration.presence_stage import raw_client, until_connected
+from tests.integration.raw_mqtt import Connect
 from tests.integration.running_platform import (
     DEADLINE_S,
     FREE_PORTS,
@@ -140,11 +143,17 @@ def test_nothing_accepted_is_lost_however_the_platform_ends(tmp_path: Path) -> N
         keepsakes.add_telemetry(platform, files)
         keepsakes.note_fleet(platform, thing_name)
         expect_a_second_one_to_be_refused(platform)
-        assert f"(process {platform.process.pid}) has stopped" in platform.done("down")
+        with contextlib.suppress(OSError), raw_client(platform, DEVICE, files).session(Connect(b"x")):
+            connection = until_connected(platform, DEVICE, True)
+            assert f"(process {platform.process.pid}) has stopped" in platform.done("down")
         assert platform.process.wait(STOP_TIMEOUT_S) == 0, platform.output()
         platform.expect_nothing_left()
         assert not platform.directory.endpoints_file.exists()
     with platform_on(data_dir) as platform:
+        # Nobody has told the twin that its device went with the broker.
+        ended = until_connected(platform, DEVICE, False)
+        assert ended["disconnect_reason"] == "SERVER_INITIATED_DISCONNECT"
+        assert (ended["session"], ended["version"]) == (connection["session"], connection["version"])
         expect_everything(platform, keepsakes, files, thing_name)
         keepsakes.add_telemetry(platform, files)
         keepsakes.add_shadow(platform, f"/things/{DEVICE}/shadow?name=odd", {"desired": {"list": None}})

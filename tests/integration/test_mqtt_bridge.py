@@ -6,16 +6,13 @@ Shards are stood in for by `Desk`, which keeps what it was given and answers whe
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
 import os
-import signal
-import ssl
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,272 +21,26 @@ from gmqtt import Client, Message
 from gmqtt.mqtt.package import PublishPacket
 
 from actors import mqtt_bridge, mqtt_link, mqtt_session
-from actors.broker import MosquittoBroker
 from actors.errors import BrokerError, SettingsError, ShardUnavailable, StoreError
 from actors.mqtt_bridge import PAYLOAD_BYTES_MAX, BrokerConnection, MqttBridge
 from actors.mqtt_link import LinkEvents, MqttLink, encode_publish
-from actors.pki import CertificateAuthority, generate_key_and_csr
-from actors.processes import free_port, wait_until
-from actors.settings import DataDirectory, PlatformSettings
-from twins.messages import Batch, Outcome, Publish, Request, encode
+from actors.processes import free_port
+from tests.integration.bridge_stage import (
+    SHARD_COUNT,
+    Desk,
+    ShardLanes,
+    Wire,
+    bridge,
+    device,
+    numbered,
+    packet_types,
+    things_of,
+    until,
+)
+from tests.integration.running_broker import DEADLINE_S, Site
+from twins.messages import Batch, Outcome, Publish, encode
 from twins.shadow import DOCUMENT_BYTES_MAX
-from twins.shard import Shard
 from twins.sharding import shard_of
-
-# A local broker answers in milliseconds; a loaded machine gets the rest.
-DEADLINE_S = 20.0
-SHARD_COUNT = 16
-_CLIENT_IDS = itertools.count()
-
-
-# ---- the stage -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Site:
-    """A running broker of the platform, and the authority that signs its devices."""
-
-    settings: PlatformSettings
-    broker: MosquittoBroker
-    authority: CertificateAuthority
-
-    def connection(self, *, port: int = 0, **options: Any) -> BrokerConnection:
-        """How a bridge of this test alone connects."""
-        options.setdefault("client_id", f"app.bridge-{os.getpid()}-{next(_CLIENT_IDS)}")
-        internal = self.broker.internal
-        return BrokerConnection(
-            internal.host, port or internal.port, internal.user_name, internal.password, **options
-        )
-
-    def kill_broker(self) -> None:
-        os.kill(self.broker.pid, signal.SIGKILL)
-        assert wait_until(lambda: not self.broker.is_alive(), timeout_s=DEADLINE_S)
-
-
-def make_site(data_dir: Path) -> Site:
-    directory = DataDirectory(data_dir)
-    directory.prepare()
-    settings = PlatformSettings(data_dir=data_dir, mqtt_port=0, device_port=0, api_port=0)
-    authority = CertificateAuthority.open_or_create(directory.pki)
-    return Site(settings, MosquittoBroker(settings), authority)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = make_site(tmp_path_factory.mktemp("site"))
-    made.broker.start()
-    yield made
-    made.broker.stop()
-
-
-@pytest.fixture
-def own_site(tmp_path: Path) -> Iterator[Site]:
-    made = make_site(tmp_path / "site")
-    made.broker.start()
-    yield made
-    made.broker.stop()
-
-
-class Desk:
-    """Lanes that keep every submission and answer when the gate of the lane is open."""
-
-    shard_count = SHARD_COUNT
-    lane_count = 2
-
-    def __init__(self, answer: Callable[[Request], list[Publish]] = lambda _request: []) -> None:
-        self.submissions: list[tuple[int, list[tuple[int, Batch]]]] = []
-        self.failures: list[Exception] = []
-        self.gates = [asyncio.Event() for _ in range(self.lane_count)]
-        self._answer = answer
-        self.open()
-
-    def lane_of(self, shard: int) -> int:
-        return shard % self.lane_count
-
-    def open(self) -> None:
-        for gate in self.gates:
-            gate.set()
-
-    def close(self) -> None:
-        for gate in self.gates:
-            gate.clear()
-
-    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
-        self.submissions.append((lane, list(batches)))
-        if self.failures:
-            raise self.failures.pop(0)
-        await self.gates[lane].wait()
-        return Outcome(
-            [each for _, batch in batches for request in batch.requests for each in self._answer(request)], []
-        )
-
-    @property
-    def requests(self) -> list[Request]:
-        """Every request so far, in the order of submission."""
-        return [
-            request for _, batches in self.submissions for _, batch in batches for request in batch.requests
-        ]
-
-    def payloads(self, thing_name: str) -> list[bytes]:
-        return [request.payload for request in self.requests if request.thing_name == thing_name]
-
-
-def things_of(lane: int, count: int) -> list[str]:
-    """Names whose shards belong to that lane of a `Desk`."""
-    names = (f"sensor-{letter}" for letter in map(chr, itertools.count(ord("a"))))
-    return list(
-        itertools.islice((n for n in names if shard_of(n, SHARD_COUNT) % Desk.lane_count == lane), count)
-    )
-
-
-async def until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        # What is waited for lies in another process or comes from it: nothing here could set an event.
-        while not is_true():
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def bridge(connection: BrokerConnection, lanes: mqtt_bridge.Lanes) -> AsyncIterator[MqttBridge]:
-    served = MqttBridge(connection, lanes, source=f"{connection.client_id}/{next(_CLIENT_IDS)}")
-    await served.start()
-    try:
-        yield served
-    finally:
-        await served.stop()
-
-
-class Device:
-    """A device's own connection over mutual TLS, which keeps what it receives."""
-
-    def __init__(self, client: Any, thing_name: str) -> None:
-        self.received: list[tuple[str, bytes]] = []
-        self._client = client
-        self._thing_name = thing_name
-        self._granted: list[int] = []
-        client.on_message = self._on_message
-        client.on_subscribe = lambda _client, packet_id, _qos, _properties: self._granted.append(packet_id)
-
-    def _on_message(self, _client: object, topic: str, payload: bytes, _qos: int, _properties: object) -> int:
-        self.received.append((topic, bytes(payload)))
-        return 0
-
-    async def subscribe(self, topic_filter: str) -> None:
-        packet_id = self._client.subscribe(topic_filter, qos=1)
-        await until(lambda: packet_id in self._granted)
-
-    async def telemetry(self, *payloads: bytes, stream: str = "climate", qos: int = 1) -> None:
-        """Send and return when the broker has them all."""
-        for payload in payloads:
-            self._client.publish(f"telemetry/{self._thing_name}/{stream}", payload, qos=qos)
-        await self._client._persistent_storage.wait_empty()
-
-    def publish(self, topic: str, payload: bytes) -> None:
-        self._client.publish(topic, payload, qos=1)
-
-
-@asynccontextmanager
-async def device(site: Site, thing_name: str) -> AsyncIterator[Device]:
-    request = generate_key_and_csr(thing_name)
-    issued = site.authority.issue_for_thing(request.csr_pem, thing_name)
-    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
-    pair = site.settings.data_dir / f"{thing_name}.pem"
-    pair.write_text(issued.certificate_pem + request.private_key_pem)
-    context.load_cert_chain(pair)
-    client = Client(thing_name, clean_session=True)
-    connected = Device(client, thing_name)
-    async with asyncio.timeout(DEADLINE_S):
-        await client.connect("localhost", site.broker.port, ssl=context)
-    try:
-        yield connected
-    finally:
-        await client.disconnect()
-
-
-class Wire:
-    """A way to the broker that can be cut or go silent, and that keeps what the bridge sent."""
-
-    def __init__(self, port: int) -> None:
-        self.port = 0
-        self.sent = bytearray()
-        self.answers = asyncio.Event()
-        self.answers.set()
-        self.is_silent = False
-        self.is_first_answer_only = False
-        self._broker_port = port
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @asynccontextmanager
-    async def laid(self) -> AsyncIterator[Wire]:
-        server = await asyncio.start_server(self._join, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            self.cut()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def cut(self) -> None:
-        """Reset every connection, with all that is under way."""
-        while self._writers:
-            self._writers.pop().transport.abort()
-
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
-        self._writers += [writer, broker_writer]
-        for source, target, is_answer in ((reader, broker_writer, False), (broker_reader, writer, True)):
-            task = asyncio.create_task(self._carry(source, target, is_answer=is_answer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _carry(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_answer: bool
-    ) -> None:
-        while True:
-            try:
-                piece = await source.read(65536)
-                if is_answer:
-                    await self.answers.wait()
-                else:
-                    self.sent += piece
-                if not piece:
-                    target.close()
-                    return
-                if is_answer and self.is_first_answer_only:
-                    # The CONNACK and nothing after it, until the connection is cut.
-                    target.write(piece[: 2 + piece[1]])
-                    return
-                if not self.is_silent:
-                    target.write(piece)
-                    await target.drain()
-            except ConnectionError:
-                return
-
-
-def packet_types(stream: bytes | bytearray) -> list[int]:
-    """Return the first bytes of the complete MQTT packets in a stream."""
-    found, position = [], 0
-    while position + 1 < len(stream):
-        first, length, shift = stream[position], 0, 0
-        while True:
-            position += 1
-            length |= (stream[position] & 127) << shift
-            shift += 7
-            if stream[position] < 128:
-                break
-        position += 1 + length
-        if position <= len(stream):
-            found.append(first)
-    return found
-
-
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b'{"n":%d}' % number for number in range(first, first + count)]
-
 
 # ---- batches and order ---------------------------------------------------------------------------------------------
 
@@ -562,8 +313,47 @@ async def test_a_request_is_acknowledged_after_the_broker_took_its_answers_over(
     assert len(desk.requests) == 1
 
 
+async def test_an_update_carried_out_before_its_bridge_died_is_carried_out_again_unless_it_named_its_version(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(ShardLanes):
+        """Shards that do all they are told, and a way back on which the answer gets lost with the bridge."""
+
+        async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+            await super().submit(lane, batches)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(mqtt_bridge, "DRAIN_TIMEOUT_S", 0.2)
+    shadow = "$aws/things/sensor-a/shadow"
+    connection, lanes = site.connection(), Hanging()
+    async with device(site, "sensor-a") as sender:
+        await sender.subscribe(f"{shadow}/+/+")
+        async with bridge(connection, lanes) as served:
+            sender.publish(f"{shadow}/update", b'{"state":{"reported":{"a":1}}}')
+            await until(lambda: served.statistics().in_flight_count == 1)
+        async with bridge(connection, ShardLanes.sharing(lanes)):
+            await until(lambda: len(sender.received) == 2)
+            # The second time: the version tells, the state does not.
+            assert json.loads(sender.received[0][1])["version"] == 2
+        sender.received.clear()
+        async with bridge(connection, lanes) as served:
+            sender.publish(f"{shadow}/update", b'{"state":{"reported":{"a":2}},"version":2}')
+            await until(lambda: served.statistics().in_flight_count == 1)
+        async with bridge(connection, ShardLanes.sharing(lanes)):
+            await until(lambda: sender.received)
+            assert sender.received[0][0] == f"{shadow}/update/rejected"
+            assert json.loads(sender.received[0][1])["code"] == 409
+            # Whoever is refused asks, and finds what it wanted.
+            sender.received.clear()
+            sender.publish(f"{shadow}/get", b"")
+            await until(lambda: sender.received)
+            document = json.loads(sender.received[0][1])
+            assert (document["state"], document["version"]) == ({"reported": {"a": 2}}, 3)
+
+
 def saved_messages(site: Site) -> bytes:
-    saved = DataDirectory(site.settings.data_dir).mosquitto / "mosquitto.db"
+    saved = site.directory.mosquitto / "mosquitto.db"
     return saved.read_bytes() if saved.exists() else b""
 
 
@@ -584,7 +374,7 @@ async def test_a_broker_killed_and_started_again_costs_no_request_and_gets_no_ac
             await until(lambda: served.statistics().waiting_count == 10)
         own_site.kill_broker()
         if not is_session_kept:
-            (DataDirectory(own_site.settings.data_dir).mosquitto / "mosquitto.db").unlink()
+            (own_site.directory.mosquitto / "mosquitto.db").unlink()
         own_site.broker.spawn()
         await asyncio.to_thread(own_site.broker.wait_until_ready)
         await until(lambda: served.statistics().is_connected)
@@ -656,17 +446,19 @@ async def test_five_thousand_messages_are_published_in_order(site: Site) -> None
 async def test_no_more_messages_are_under_way_than_the_broker_takes(tmp_path: Path) -> None:
     async with broker_with(tmp_path, "max_inflight_messages 20") as port, Wire(port).laid() as wire:
         async with bridge(BrokerConnection("127.0.0.1", wire.port), Desk()) as served:
+            await until(lambda: not served.statistics().is_catching_up)
+            first_count = packet_types(wire.sent).count(0x32)
             wire.answers.clear()
             publishing = asyncio.create_task(
                 served.publish([Publish("some/topic", each) for each in numbered(500)])
             )
-            await until(lambda: packet_types(wire.sent).count(0x32) >= 20)
+            await until(lambda: packet_types(wire.sent).count(0x32) >= first_count + 20)
             assert served.statistics().unpublished_count == 500
-            assert packet_types(wire.sent).count(0x32) == 20
+            assert packet_types(wire.sent).count(0x32) == first_count + 20
             assert not publishing.done()
             wire.answers.set()
             await asyncio.wait_for(publishing, DEADLINE_S)
-        assert packet_types(wire.sent).count(0x32) == 500
+        assert packet_types(wire.sent).count(0x32) == first_count + 500
 
 
 async def test_messages_under_way_when_the_connection_broke_are_sent_again_in_order(site: Site) -> None:
@@ -695,7 +487,7 @@ async def test_a_message_that_the_broker_would_not_take_is_counted_and_holds_not
         await listener.subscribe(topic)
         messages = [
             Publish(topic, b"x" * 300_000),
-            Publish("forbidden/to/the/bridge", b"{}"),
+            Publish("$forbidden/to/the/bridge", b"{}"),
             Publish(topic, b"{}"),
         ]
         await asyncio.wait_for(served.publish(messages), DEADLINE_S)
@@ -725,23 +517,6 @@ async def test_publishing_waits_while_too_much_is_under_way(
 
 
 # ---- starting and stopping -----------------------------------------------------------------------------------------
-
-
-class ShardLanes:
-    """Real shards in this process, behind two lanes."""
-
-    shard_count = SHARD_COUNT
-    lane_count = 2
-
-    def __init__(self) -> None:
-        self._shards = [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]
-
-    def lane_of(self, shard: int) -> int:
-        return shard % self.lane_count
-
-    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
-        outcomes = [self._shards[shard].apply(batch, 1_700_000_000.0) for shard, batch in batches]
-        return Outcome([each for outcome in outcomes for each in outcome.publishes], [])
 
 
 async def test_a_device_that_updates_its_shadow_is_answered(site: Site) -> None:

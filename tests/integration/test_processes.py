@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from contextlib import closing
@@ -13,7 +14,14 @@ import pytest
 import redis
 
 from actors.errors import StoreError, ToolMissing
-from actors.processes import ManagedProcess, find_tool, free_port, loopback_addresses, wait_until
+from actors.processes import (
+    ManagedProcess,
+    find_tool,
+    free_port,
+    loopback_addresses,
+    open_file_count_max,
+    wait_until,
+)
 from actors.store import RedisServer, require_durable
 
 # A local server answers in milliseconds; a loaded machine gets the rest.
@@ -73,6 +81,20 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert os.getsid(process.pid) == process.pid
     process.stop(timeout_s=0.1)
     assert not process.is_alive()
+
+
+def test_a_child_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        process = ManagedProcess.start(
+            "many", ["sh", "-c", "ulimit -n; sleep 60"], log_file=tmp_path / "many.log", environment={}
+        )
+        assert process.wait_until(lambda: process.log_tail() != "", timeout_s=DEADLINE_S)
+        assert process.log_tail() == str(open_file_count_max())
+        process.stop(timeout_s=DEADLINE_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_children_are_started_from_the_main_thread_only(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from actors.errors import (
+    CertificateNameTaken,
     DescriptionError,
     FleetExists,
     FleetNotFound,
@@ -20,7 +23,16 @@ from actors.errors import (
     ThingNotFound,
 )
 from actors.pki import CertificateAuthority, IssuedCertificate, generate_key_and_csr
-from actors.registry.records import FleetRecord, ThingRecord, check_fleet_name, check_thing, new_thing
+from actors.registry.records import (
+    CertificateKind,
+    CertificateRecord,
+    CertificateStatus,
+    FleetRecord,
+    ThingRecord,
+    check_fleet_name,
+    check_thing,
+    new_thing,
+)
 from actors.registry.registry import Registry
 from actors.settings import DataDirectory, PlatformSettings
 from actors.store import RedisServer
@@ -146,6 +158,148 @@ async def test_removal_revokes_first_and_may_be_done_twice(
     assert kept is not None
     assert kept.status == "REVOKED"
     assert (await registry.things.page()).things == []
+
+
+def record_of(
+    issued: IssuedCertificate,
+    *,
+    thing_name: str = "",
+    status: CertificateStatus = "ACTIVE",
+    kind: CertificateKind = "thing",
+    name: str = "",
+) -> CertificateRecord:
+    return CertificateRecord(
+        issued.certificate_id,
+        thing_name,
+        issued.common_name,
+        str(issued.serial),
+        issued.certificate_pem,
+        int(NOW_S),
+        int(issued.expires_at_s),
+        status,
+        kind,
+        name,
+    )
+
+
+def application_for(authority: CertificateAuthority, name: str) -> CertificateRecord:
+    issued = authority.issue_from_csr(generate_key_and_csr(name).csr_pem, f"app.{name}")
+    return record_of(issued, kind="application", name=name)
+
+
+async def test_a_further_certificate_is_listed_with_its_thing(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    first = await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+    issued = authority.issue_for_thing(generate_key_and_csr("").csr_pem, "lamp", taken={"lamp"})
+    second = record_of(issued, thing_name="lamp")
+    await registry.certificates.add(second, by="anna")
+    thing = await registry.things.get("lamp")
+    assert await registry.certificates.of_thing(thing) == [first, second]
+    assert await registry.certificates.acl_entries() == {second.certificate_id: "lamp"}
+    with pytest.raises(DescriptionError, match="new key"):
+        await registry.certificates.add(second, by="anna")
+    stranger = record_of(certificate_for(authority, "bell"), thing_name="bell")
+    with pytest.raises(ThingNotFound):
+        await registry.certificates.add(stranger, by="anna")
+
+
+async def test_what_is_no_longer_in_force_is_barred_and_has_no_access(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    long_name = "n" * 128
+    before = await registry.things.add(thing_named(long_name), certificate_for(authority, long_name))
+    assert await registry.certificates.revoked() == {}
+    retired = replace(before, status="INACTIVE")
+    await registry.certificates.change(before, retired, action="certificate.retire", by="anna")
+    assert await registry.certificates.revoked() == {int(before.serial): NOW_S}
+    assert await registry.certificates.acl_entries() == {}
+    with pytest.raises(StoreError, match="changed meanwhile") as refusal:
+        await registry.certificates.change(before, retired, action="certificate.retire", by="anna")
+    assert refusal.value.retryable
+    await registry.certificates.change(retired, before, action="certificate.activate", by="anna")
+    assert await registry.certificates.revoked() == {}
+    assert await registry.certificates.acl_entries() == {before.certificate_id: long_name}
+
+
+async def test_one_certificate_of_an_application_is_in_force_at_most(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    first, second = (application_for(authority, "wall") for _ in range(2))
+    await registry.certificates.add(first, by="anna")
+    with pytest.raises(CertificateNameTaken, match="wall"):
+        await registry.certificates.add(second, by="anna")
+    revoked = replace(first, status="REVOKED")
+    await registry.certificates.change(first, revoked, action="certificate.revoke", by="anna")
+    await registry.certificates.add(second, by="anna")
+    found = await registry.certificates.of_kind("application")
+    assert sorted(found, key=lambda one: one.status) == [second, revoked]
+
+
+async def test_a_certificate_gains_its_thing_and_its_access_with_it(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    request = generate_key_and_csr("")
+    issued = authority.issue_unnamed(request.csr_pem)
+    pending = record_of(issued, status="PENDING_ACTIVATION")
+    await registry.certificates.add(pending, by="claim.one")
+    assert await registry.certificates.pending() == [pending]
+    assert await registry.certificates.acl_entries() == {}
+    active = replace(pending, status="ACTIVE", thing_name="lamp")
+    with pytest.raises(ThingNotFound):
+        await registry.certificates.change(pending, active, action="certificate.activate", by="claim.one")
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+    await registry.certificates.change(pending, active, action="certificate.activate", by="claim.one")
+    assert await registry.certificates.pending() == []
+    assert await registry.certificates.acl_entries() == {issued.certificate_id: "lamp"}
+    assert (await registry.things.get("lamp")).certificate_ids[1:] == [issued.certificate_id]
+
+
+async def test_a_forgotten_certificate_is_gone_and_stays_barred(
+    registry: Registry, authority: CertificateAuthority
+) -> None:
+    pending = record_of(
+        authority.issue_unnamed(generate_key_and_csr("").csr_pem), status="PENDING_ACTIVATION"
+    )
+    await registry.certificates.add(pending, by="claim.one")
+    for _ in range(2):
+        await registry.certificates.forget(pending, by="platform")
+    assert await registry.certificates.get(pending.certificate_id) is None
+    assert await registry.certificates.pending() == []
+    assert await registry.certificates.of_kind("thing") == []
+    assert set(await registry.certificates.revoked()) == {int(pending.serial)}
+
+
+async def test_records_of_an_older_version_are_read_and_indexed_once(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer
+) -> None:
+    long_name = "n" * 100
+    kept = await registry.things.add(thing_named(long_name), certificate_for(authority, long_name))
+    gone = await registry.things.add(thing_named("gone"), certificate_for(authority, "gone"))
+    await registry.things.begin_removal("gone")
+    await registry.things.remove("gone")
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        for record in (kept, gone):
+            key = f"twinfleet:registry:certificate:{record.certificate_id}"
+            older = json.loads(str(client.get(key)))
+            for field in ("kind", "name", "role", "template", "replaces"):
+                older.pop(field, None)
+            client.set(key, json.dumps(older))
+        for index in ("certificates:thing", "revoked", "acl", "layout"):
+            client.delete(f"twinfleet:registry:{index}")
+    assert set(await registry.certificates.revoked()) == {int(gone.serial)}
+    newer = await Registry.open(store.url, VirtualClock(NOW_S))
+    assert {one.certificate_id for one in await newer.certificates.of_kind("thing")} == {
+        kept.certificate_id,
+        gone.certificate_id,
+    }
+    assert set(await newer.certificates.revoked()) == {int(gone.serial)}
+    assert await newer.certificates.acl_entries() == {kept.certificate_id: long_name}
+    await newer.close()
+    await (await Registry.open(store.url, VirtualClock(NOW_S))).close()
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        actions = [fields["action"] for _, fields in client.xrange("twinfleet:registry")]
+    assert actions.count("registry.index") == 2, "one for the records, one for the mark that it is done"
 
 
 async def test_names_of_a_pattern_are_found_among_registered_things(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 from collections.abc import Iterator
@@ -97,6 +98,179 @@ def test_the_sdk_hears_why_it_is_refused(device: Device) -> None:
     assert refusal(shadows.update_shadow(wrong)).code == 413
     update = iotshadow.UpdateShadowRequest(thing_name=name, state=state, version=1)
     assert shadows.update_shadow(update).result(DEADLINE_S).version == 2
+
+
+def test_two_that_update_the_same_version_of_a_shadow_do_not_overwrite_each_other(device: Device) -> None:
+    shadows, address = device.shadows, {"thing_name": device.name, "shadow_name": "config"}
+
+    def update(value: int, version: int | None) -> Future[Any]:
+        state = iotshadow.ShadowState(reported={"value": value})
+        request = iotshadow.UpdateNamedShadowRequest(**address, state=state, version=version)
+        answer: Future[Any] = shadows.update_named_shadow(request)
+        return answer
+
+    assert update(0, None).result(DEADLINE_S).version == 1
+    assert update(1, 1).result(DEADLINE_S).version == 2
+    lost = update(2, 1)
+    conflict = refusal(lost)
+    assert (conflict.code, conflict.message) == (409, "Version conflict")
+    assert isinstance(conflict.timestamp, dt.datetime)
+    got = shadows.get_named_shadow(iotshadow.GetNamedShadowRequest(**address)).result(DEADLINE_S)
+    assert (got.state.reported, got.version) == ({"value": 1}, 2)
+    # As the guide has it: read, and try again.
+    assert update(2, got.version).result(DEADLINE_S).version == 3
+
+
+def test_the_sdk_hears_that_what_it_asks_for_is_missing(device: Device) -> None:
+    shadows, named = device.shadows, {"thing_name": device.name, "shadow_name": "config"}
+    for answer, shadow in (
+        (shadows.get_shadow(iotshadow.GetShadowRequest(thing_name=device.name)), ""),
+        (shadows.delete_shadow(iotshadow.DeleteShadowRequest(thing_name=device.name)), ""),
+        (shadows.get_named_shadow(iotshadow.GetNamedShadowRequest(**named)), "~config"),
+        (shadows.delete_named_shadow(iotshadow.DeleteNamedShadowRequest(**named)), "~config"),
+    ):
+        missing = refusal(answer)
+        assert (missing.code, missing.message) == (
+            404,
+            f"No shadow exists with name: '{device.name}{shadow}'",
+        )
+        assert missing.timestamp is None
+
+
+STATE = '"state":{"reported":{"a":1}}'
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "message"),
+    [
+        (b"no JSON", 400, "Invalid JSON"),
+        (b"{}", 400, "Missing required node: state"),
+        (b'{"state":1}', 400, "State node must be an object"),
+        (b'{"state":{"desired":1}}', 400, "Desired node must be an object"),
+        (b'{"state":{"reported":[]}}', 400, "Reported node must be an object"),
+        (b'{"state":{"delta":{}}}', 400, "State contains an invalid node"),
+        (f'{{{STATE},"version":"1"}}'.encode(), 400, "Invalid version"),
+        (f'{{{STATE},"clientToken":"{"x" * 65}"}}'.encode(), 400, "Invalid clientToken"),
+        (
+            b'{"state":{"reported":' + b'{"a":' * 12 + b"1" + b"}" * 14,
+            400,
+            "JSON contains too many levels of nesting; maximum is 6",
+        ),
+        (f'{{{STATE},"version":7}}'.encode(), 409, "Version conflict"),
+        (
+            b'{"state":{"reported":{"a":"' + b"x" * 9000 + b'"}}}',
+            413,
+            "The payload exceeds the maximum size allowed",
+        ),
+        (b'{"state":"\xff"}', 415, "Unsupported documented encoding; supported encoding is UTF-8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_sdk_is_told_by_code_and_message_what_is_wrong(
+    device: Device, payload: bytes, code: int, message: str
+) -> None:
+    rejected = device.hears(
+        "subscribe_to_update_shadow_rejected", iotshadow.UpdateShadowSubscriptionRequest(device.name)
+    )
+    topic = f"$aws/things/{device.name}/shadow/update"
+    device.publish(topic, f"{{{STATE}}}".encode())
+    device.publish(topic, payload)
+    answer = rejected.get(timeout=DEADLINE_S)
+    assert (answer.code, answer.message, answer.client_token) == (code, message, None)
+    assert isinstance(answer.timestamp, dt.datetime)
+
+
+def test_the_old_client_of_the_sdk_gets_updates_and_deletes_without_tokens(
+    device: Device, platform: RunningPlatform
+) -> None:
+    name = device.name
+    heard = {
+        f"{verb} {end}": device.hears(
+            f"subscribe_to_{verb}_shadow_{end}",
+            getattr(iotshadow, f"{verb.capitalize()}ShadowSubscriptionRequest")(name),
+        )
+        for verb in ("get", "update", "delete")
+        for end in ("accepted", "rejected")
+    }
+    deltas = device.hears(
+        "subscribe_to_shadow_delta_updated_events", iotshadow.ShadowDeltaUpdatedSubscriptionRequest(name)
+    )
+
+    def next_of(answer: str) -> Any:
+        return heard[answer].get(timeout=DEADLINE_S)
+
+    device.sends("publish_get_shadow", iotshadow.GetShadowRequest(name))
+    missing = next_of("get rejected")
+    assert (missing.code, missing.client_token) == (404, None)
+    state = iotshadow.ShadowState(reported={"a": 1}, desired={"a": 2})
+    device.sends("publish_update_shadow", iotshadow.UpdateShadowRequest(state=state, thing_name=name))
+    accepted = next_of("update accepted")
+    assert (accepted.version, accepted.client_token, accepted.state.reported) == (1, None, {"a": 1})
+    assert deltas.get(timeout=DEADLINE_S).state == {"a": 2}
+    device.sends(
+        "publish_update_shadow", iotshadow.UpdateShadowRequest(state=state, thing_name=name, version=7)
+    )
+    assert next_of("update rejected").code == 409
+    device.sends("publish_get_shadow", iotshadow.GetShadowRequest(name, client_token="mine"))
+    got = next_of("get accepted")
+    assert (got.version, got.client_token, got.state.delta) == (1, "mine", {"a": 2})
+    # As a client that is not the SDK's asks.
+    device.publish(f"$aws/things/{name}/shadow/get", b"")
+    got = next_of("get accepted")
+    assert (got.version, got.client_token) == (1, None)
+    device.publish(f"$aws/things/{name}/shadow/delete", b"")
+    deleted = next_of("delete accepted")
+    assert (deleted.version, deleted.client_token) == (1, None)
+    device.sends("publish_delete_shadow", iotshadow.DeleteShadowRequest(name))
+    assert next_of("delete rejected").code == 404
+    assert all(answers.empty() for answers in (*heard.values(), deltas))
+
+
+def test_the_old_client_of_the_sdk_uses_named_shadows(device: Device, platform: RunningPlatform) -> None:
+    address = {"thing_name": device.name, "shadow_name": "config"}
+    accepted = device.hears(
+        "subscribe_to_update_named_shadow_accepted",
+        iotshadow.UpdateNamedShadowSubscriptionRequest(**address),
+    )
+    got = device.hears(
+        "subscribe_to_get_named_shadow_accepted", iotshadow.GetNamedShadowSubscriptionRequest(**address)
+    )
+    documents = device.hears(
+        "subscribe_to_named_shadow_updated_events",
+        iotshadow.NamedShadowUpdatedSubscriptionRequest(**address),
+    )
+    state = iotshadow.ShadowState(reported={"mode": "eco"})
+    device.sends("publish_update_named_shadow", iotshadow.UpdateNamedShadowRequest(**address, state=state))
+    assert accepted.get(timeout=DEADLINE_S).version == 1
+    document = documents.get(timeout=DEADLINE_S)
+    assert (document.previous, document.current.state.reported) == (None, {"mode": "eco"})
+    device.sends("publish_get_named_shadow", iotshadow.GetNamedShadowRequest(**address))
+    assert got.get(timeout=DEADLINE_S).state.reported == {"mode": "eco"}
+    with platform.api() as api:
+        assert api.get(f"/things/{device.name}/shadow").status_code == 404
+
+
+def test_a_burst_of_fifty_is_answered_in_full_and_what_was_accepted_is_there(device: Device) -> None:
+    name, topic = device.name, f"$aws/things/{device.name}/shadow/update"
+    request = iotshadow.UpdateShadowSubscriptionRequest(name)
+    accepted = device.hears("subscribe_to_update_shadow_accepted", request)
+    rejected = device.hears("subscribe_to_update_shadow_rejected", request)
+    sending = [
+        device.send(topic, f'{{"state":{{"reported":{{"n{n}":{n}}}}},"clientToken":"{n}"}}'.encode())
+        for n in range(50)
+    ]
+    for sent in sending:
+        sent.result(DEADLINE_S)
+    until(lambda: accepted.qsize() + rejected.qsize() == 50, "fifty answers")
+    kept = [accepted.get() for _ in range(accepted.qsize())]
+    refused = [rejected.get() for _ in range(rejected.qsize())]
+    # How many are answered before the eleventh comes is a matter of luck.
+    assert len(kept) >= 10
+    assert [each.version for each in kept] == list(range(1, len(kept) + 1))
+    assert {(each.code, each.message) for each in refused} <= {(429, "TOO_MANY_REQUESTS")}
+    assert sorted(int(each.client_token) for each in kept + refused) == list(range(50))
+    got = device.shadows.get_shadow(iotshadow.GetShadowRequest(thing_name=name)).result(DEADLINE_S)
+    assert got.state.reported == {f"n{each.client_token}": int(each.client_token) for each in kept}
 
 
 def test_the_sdk_obeys_what_an_operator_desires(device: Device, platform: RunningPlatform) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.property.json_values import any_states, exact, whole_values
 from twins import model
 from twins.errors import SnapshotError
-from twins.messages import Batch, Operation, Outcome, Request, TickOrder, TickSummary
+from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard, combine_digest
@@ -31,6 +31,13 @@ THINGS = ("lamp", "door", "heater", "home-7", "office-0039")
 payloads = (
     any_states.map(lambda state: encode_json({"state": state}))
     | st.dictionaries(st.text("ab.", max_size=2), whole_values, max_size=3).map(encode_json)
+    | st.builds(
+        Connectivity, st.booleans(), st.integers(0, 9), st.just("r"), st.just("s"), st.integers(0, 3)
+    ).map(encode_json)
+    | st.builds(
+        lambda number: encode_json({"hed": {"rid": number, "v": "1.0"}, "met": {"ns": {"bi": number}}}),
+        st.integers(0, 9),
+    )
     | st.just(b"")
 )
 requests = st.builds(
@@ -38,7 +45,7 @@ requests = st.builds(
     st.sampled_from([*Operation, Operation.SHADOW_UPDATE, Operation.SHADOW_UPDATE, Operation.TELEMETRY]),
     st.sampled_from(THINGS),
     payloads,
-    st.sampled_from(["", "", "config"]),
+    st.sampled_from(["", "", "config", "json", "cbor"]),
     st.booleans(),
 )
 orders = st.builds(
@@ -81,6 +88,7 @@ def everything(shard: Shard) -> Any:
             (Operation.SHADOW_GET, "config"),
             (Operation.SHADOW_LIST, ""),
             (Operation.TELEMETRY_GET, ""),
+            (Operation.DESCRIBE, ""),
         )
         for thing in (*THINGS, "home-299", "z0")
     ]
@@ -127,6 +135,13 @@ def busy_shard() -> Shard:
         Request(Operation.TELEMETRY, "lamp", b'{"a":1e308,"b":-1}', "s"),
     ]
     shard.apply(Batch("bridge", 2, telemetry), NOW_S)
+    link = encode_json(Connectivity(False, NOW_S * 1000, "CONNECTION_LOST", "a-session", 3))
+    report = b'{"header":{"report_id":7,"version":"1.0"},"metrics":{"network_stats":{"bytes_in":1}}}'
+    known = [
+        Request(Operation.CONNECTIVITY, "heater", link),
+        Request(Operation.DEFENDER, "heater", report, "json"),
+    ]
+    shard.apply(Batch("bridge", 3, known), NOW_S)
     shard.tick(TickOrder("homes", 0, 400, {"set_point": 23.0}))
     return shard
 
@@ -172,11 +187,28 @@ def test_a_snapshot_that_was_cut_off_is_refused(length: int) -> None:
 DATA = dump_shard(busy_shard())
 
 
-@pytest.mark.parametrize(("version", "age"), [(FORMAT_VERSION + 1, "newer"), (FORMAT_VERSION - 1, "older")])
+@pytest.mark.parametrize(("version", "age"), [(FORMAT_VERSION + 1, "newer"), (0, "older")])
 def test_a_snapshot_of_another_version_is_refused_and_named(version: int, age: str) -> None:
     magic, rest = DATA[:16], version.to_bytes(4, "little") + DATA[52:]
     with pytest.raises(SnapshotError, match=age):
         load_shard(magic + hashlib.sha256(rest).digest() + rest)
+
+
+def test_a_snapshot_of_the_first_version_is_read_as_one_that_knows_no_connections() -> None:
+    shard = busy_shard()
+    shard.connectivity.clear()
+    shard.reports.clear()
+    data = dump_shard(shard)
+    # Magic text, checksum, version, length of the head, head, padding to 64 bytes, streams.
+    head_bytes = int.from_bytes(data[52:60], "little")
+    streams = data[60 + head_bytes :][-(60 + head_bytes) % 64 :]
+    head = msgspec.msgpack.decode(data[60 : 60 + head_bytes])
+    del head["connectivity"], head["reports"]
+    older = msgspec.msgpack.encode(head)
+    front = (1).to_bytes(4, "little") + len(older).to_bytes(8, "little")
+    rest = front + older + bytes(-(60 + len(older)) % 64) + streams
+    read = load_shard(data[:16] + hashlib.sha256(rest).digest() + rest)
+    assert everything(read) == everything(shard)
 
 
 def test_a_snapshot_of_a_model_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from twins.columns import QueryColumn
 from twins.errors import RequestError
 from twins.messages import Batch, Operation, Publish, Request
 from twins.model import THERMOSTAT, Group
-from twins.shadow import ShadowDocument, encode_json, parse_update
+from twins.shadow import TOMBSTONE_S, ShadowDocument, encode_json, parse_update
 from twins.shard import Shard
+from twins.sharding import shard_of
 
 NOW_S = 1_700_000_000
 REAL, SIMULATED = "lamp", "sim-37"
@@ -35,6 +36,8 @@ steps = st.one_of(
     st.tuples(st.just("delete"), st.none()),
     st.tuples(st.just("others"), st.none()),
     st.tuples(st.just("ask"), st.none()),
+    # A pause after which a deleted shadow is forgotten, and one after which it is not yet.
+    st.tuples(st.just("wait"), st.sampled_from([TOMBSTONE_S, TOMBSTONE_S - 1, 5])),
 )
 histories = st.lists(steps, max_size=10)
 
@@ -85,7 +88,7 @@ def take_step(shard: Shard, thing: str, document: ShadowDocument, step: tuple[st
     elif kind == "others":
         for other in ("door", "fan", "lock"):
             columns_say(shard, other, {"reported": {"temperature": 1}}, now_s)
-    else:
+    elif kind == "ask":
         check_columns(shard, thing, document)
     compare_documents(shard, thing, document, now_s)
 
@@ -145,9 +148,10 @@ def check_columns(shard: Shard, thing: str, document: ShadowDocument) -> None:
 def test_the_columns_and_the_reference_agree_on_every_history(
     history: list[tuple[str, Any]], thing: str
 ) -> None:
-    shard, document = new_shard(), ShadowDocument()
-    for seconds, step in enumerate(history):
-        take_step(shard, thing, document, step, NOW_S + seconds)
+    shard, document, now_s = new_shard(), ShadowDocument(), NOW_S
+    for step in history:
+        now_s += step[1] if step[0] == "wait" else 1
+        take_step(shard, thing, document, step, now_s)
     check_columns(shard, thing, document)
 
 
@@ -201,22 +205,82 @@ def test_removing_twins_leaves_the_rows_of_the_others(monkeypatch: pytest.Monkey
         assert msgspec.json.decode(reply.payload)["state"]["reported"]["nested"] == {"name": name}
 
 
-things = ("lamp", "door", "sim-1")
-requests_for = st.tuples(st.sampled_from(things), any_states | field_states)
+things = ("lamp", "door", "sim-1", "sim-37")
+payloads = st.one_of(
+    (any_states | field_states).map(lambda state: encode_json({"state": state, "clientToken": "t"})),
+    st.tuples(field_states, st.integers(1, 3)).map(
+        lambda both: encode_json({"state": both[0], "version": both[1]})
+    ),
+    st.sampled_from([b"", b"{", b'{"a":1}', b'{"model":"thermostat"}']),
+)
+requests = st.builds(
+    Request,
+    st.sampled_from(
+        [
+            *(Operation.SHADOW_UPDATE,) * 6,
+            Operation.SHADOW_GET,
+            Operation.SHADOW_DELETE,
+            Operation.SHADOW_LIST,
+            Operation.TELEMETRY,
+            Operation.TELEMETRY_GET,
+            Operation.REGISTER,
+            Operation.UNREGISTER,
+        ]
+    ),
+    st.sampled_from(things),
+    payloads,
+    st.sampled_from(["", "", "config"]),
+    st.booleans(),
+)
 
 
-@given(st.lists(requests_for, max_size=12), st.randoms(use_true_random=False))
-def test_any_interleaving_of_different_things_gives_each_the_same(
-    sent: list[tuple[str, Any]], luck: Any
+def told(sent: list[Request], lengths: list[int], *, shard_count: int) -> dict[str, list[Any]]:
+    """Return what each thing and those who asked about it are told, in order, by shards that get batches of requests.
+
+    `lengths` are those of the batches, over and over.
+    """
+    shards = [Shard(number, shard_count) for number in range(shard_count)]
+    for shard in shards:
+        shard.create_group(GROUP)
+    answers: dict[str, list[Any]] = {thing: [] for thing in things}
+    position = number = 0
+    while position < len(sent):
+        batch = sent[position : position + lengths[number % len(lengths)]]
+        position, number = position + len(batch), number + 1
+        for shard in shards:
+            own = [each for each in batch if shard_of(each.thing_name, shard_count) == shard.number]
+            outcome = shard.apply(Batch("bridge", number, own), NOW_S)
+            direct = (each.thing_name for each in own if each.is_direct)
+            for thing, reply in zip(direct, outcome.replies, strict=True):
+                answers[thing].append(exact([reply.status, msgspec.json.decode(reply.payload or b"null")]))
+            for message in outcome.publishes:
+                [thing] = (each for each in things if f"/{each}/" in message.topic)
+                answers[thing].append(exact([message.topic, msgspec.json.decode(message.payload)]))
+    return answers
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(requests, max_size=12),
+    st.randoms(use_true_random=False),
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+)
+def test_any_interleaving_of_different_things_on_any_number_of_shards_tells_each_the_same(
+    sent: list[Request], luck: Any, shard_count: int, lengths: list[int]
 ) -> None:
-    def told(order: list[tuple[str, Any]]) -> dict[str, list[Any]]:
-        shard = new_shard()
-        answers: dict[str, list[Any]] = {thing: [] for thing in things}
-        for thing, state in order:
-            answers[thing].append(exact(columns_say(shard, thing, state, NOW_S)))
-        return answers
-
-    queues = {thing: [entry for entry in sent if entry[0] == thing] for thing in things}
-    shuffled = [entry[0] for entry in sent]
+    queues = {thing: [each for each in sent if each.thing_name == thing] for thing in things}
+    shuffled = [each.thing_name for each in sent]
     luck.shuffle(shuffled)
-    assert told([queues[thing].pop(0) for thing in shuffled]) == told(sent)
+    interleaved = [queues[thing].pop(0) for thing in shuffled]
+    one_by_one = told(sent, [1], shard_count=1)
+    together = told(interleaved, lengths, shard_count=shard_count)
+    # Within a batch, direct replies stand apart from what is published: compare each in its own order.
+    for thing in things:
+        assert of_kind(one_by_one[thing], "str") == of_kind(together[thing], "str")
+        assert of_kind(one_by_one[thing], "int") == of_kind(together[thing], "int")
+
+
+def of_kind(answers: list[Any], kind: str) -> list[Any]:
+    """Return the published messages (which begin with a topic, a text) or the replies (with a status, a number)."""
+    return [answer for answer in answers if answer[0].startswith(kind)]

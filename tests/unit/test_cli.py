@@ -38,12 +38,15 @@ DEADLINE_S = 20.0
 
 
 def command_paths() -> Iterator[list[str]]:
-    group: Any = typer.main.get_command(app)
-    for name, command in sorted(group.commands.items()):
-        if hasattr(command, "commands"):
-            yield from ([name, child] for child in sorted(command.commands))
-        else:
-            yield [name]
+    yield from paths_below([], typer.main.get_command(app))
+
+
+def paths_below(path: list[str], command: Any) -> Iterator[list[str]]:
+    if not hasattr(command, "commands"):
+        yield path
+        return
+    for name, child in sorted(command.commands.items()):
+        yield from paths_below([*path, name], child)
 
 
 def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -76,9 +79,16 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
-        *(("twin", name) for name in ("get", "set", "watch")),
-        *(("device", name) for name in ("create", "list", "describe", "delete")),
+        *(("twin", name) for name in ("describe", "get", "set", "watch")),
+        *(
+            ("device", name)
+            for name in ("create", "list", "describe", "delete", "certificates", "rotate", "revoke")
+        ),
+        *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("key", name) for name in ("create", "list", "delete")),
+        *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
+        *(("provisioning", "claim", name) for name in ("create", "list", "revoke")),
     }
     assert {tuple(path) for path in command_paths()} == expected
 

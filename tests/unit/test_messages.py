@@ -46,7 +46,13 @@ def test_garbage_is_no_batch(garbage: bytes) -> None:
 
 
 def test_only_questions_leave_no_trace() -> None:
-    assert {Operation.SHADOW_GET, Operation.TELEMETRY_GET, Operation.SHADOW_LIST} == READ_ONLY
+    assert {
+        Operation.SHADOW_GET,
+        Operation.TELEMETRY_GET,
+        Operation.SHADOW_LIST,
+        Operation.DESCRIBE,
+        Operation.ANNOUNCE_DELTA,
+    } == READ_ONLY
 
 
 def test_a_group_travels_as_its_order() -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from actors.errors import CertificateRequestError, CertificateStoreError
+from actors.errors import CertificateRequestError, CertificateStoreError, VaultError
 from actors.pki import (
     CertificateAuthority,
     Principal,
@@ -22,6 +22,7 @@ from actors.pki import (
     generate_key_and_csr,
     principal_of,
 )
+from actors.vault import Vault
 from twins.clock import VirtualClock
 
 DAY_S = 86_400.0
@@ -165,7 +166,7 @@ def test_a_damaged_server_certificate_is_made_again(authority: CertificateAuthor
     assert b"BEGIN" in file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["ca.pem", "ca.key", "crl.pem"])
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key"])
 @pytest.mark.parametrize("content", [None, b"damaged"])
 def test_an_authority_whose_own_files_are_lost_is_not_made_again(
     authority: CertificateAuthority, name: str, content: bytes | None
@@ -174,6 +175,51 @@ def test_an_authority_whose_own_files_are_lost_is_not_made_again(
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(CertificateStoreError, match=name):
         CertificateAuthority.open_or_create(authority.ca_file.parent)
+
+
+def test_the_authoritys_key_lies_sealed_on_disk(authority: CertificateAuthority) -> None:
+    content = (authority.ca_file.parent / "ca.key").read_bytes()
+    assert b"PRIVATE KEY" not in content
+    with pytest.raises(ValueError, match=r"."):
+        serialization.load_pem_private_key(content, password=None)
+    with pytest.raises(ValueError, match=r"."):
+        serialization.load_der_private_key(content, password=None)
+
+
+def test_the_plain_key_of_an_older_version_is_sealed_at_the_next_start(
+    authority: CertificateAuthority, clock: VirtualClock
+) -> None:
+    file, key_file = authority.ca_file.parent / "ca.key", authority.ca_file.parent.parent / "vault.key"
+    plain = Vault.open(key_file).unseal(file.read_bytes(), b"twinfleet certificate authority key")
+    file.write_bytes(plain)
+    for _ in range(2):
+        CertificateAuthority.open_or_create(authority.ca_file.parent, clock=clock)
+        assert b"PRIVATE KEY" not in file.read_bytes()
+    assert Vault.open(key_file).unseal(file.read_bytes(), b"twinfleet certificate authority key") == plain
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_lost_key_file_is_named_and_not_made_again(authority: CertificateAuthority) -> None:
+    key_file = authority.ca_file.parent.parent / "vault.key"
+    key_file.unlink()
+    with pytest.raises(VaultError, match=rf"{key_file}: is missing.*ca\.key.*restore it"):
+        CertificateAuthority.open_or_create(authority.ca_file.parent)
+    assert not key_file.exists()
+
+
+def test_a_wrong_key_file_is_named(authority: CertificateAuthority, tmp_path: Path) -> None:
+    other = tmp_path / "other.key"
+    Vault.open(other)
+    with pytest.raises(VaultError, match=rf"{other}: is not the key .*restore"):
+        CertificateAuthority.open_or_create(authority.ca_file.parent, key_file=other)
+
+
+def test_a_key_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    key_file = tmp_path / "elsewhere.key"
+    made = CertificateAuthority.open_or_create(tmp_path / "pki", key_file=key_file)
+    again = CertificateAuthority.open_or_create(tmp_path / "pki", key_file=key_file)
+    assert again.certificate_pem() == made.certificate_pem()
+    assert not (tmp_path / "vault.key").exists()
 
 
 def test_a_creation_that_was_cut_off_is_begun_again(tmp_path: Path) -> None:
@@ -224,7 +270,11 @@ def test_the_certificate_id_is_the_hash_of_the_public_key(authority: Certificate
 
 @pytest.mark.parametrize(
     "common_name",
-    ["", "a b", "a/b", "+", "#", "%u", "a.b", "x" * 65, ID, "app.bridge", "app.", "sensor-1\n", "Ä"],
+    [
+        *("", "a b", "a/b", "+", "#", "%u", "a.b", "x" * 65, ID, "app.", "sensor-1\n", "Ä"),
+        # The platform's own.
+        *("app.bridge", "app.events", "app.probe", "app.probe-1"),
+    ],
 )
 def test_a_name_that_could_deceive_the_broker_is_not_certified(
     authority: CertificateAuthority, common_name: str
@@ -294,7 +344,43 @@ def test_what_is_revoked_stays_revoked(authority: CertificateAuthority, clock: V
     assert entry is not None
     assert entry.revocation_date_utc.timestamp() == START_S
     # A list past this date would lock out every device.
-    assert crl.next_update_utc == certificate_in(authority.ca_file).not_valid_after_utc
+    assert crl.next_update_utc is not None
+    assert crl.next_update_utc.timestamp() == START_S + 31 * DAY_S
+
+
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_a_lost_revocation_list_is_made_again_from_what_is_known(
+    authority: CertificateAuthority, clock: VirtualClock, content: bytes | None
+) -> None:
+    authority.revoke([7])
+    authority.crl_file.unlink() if content is None else authority.crl_file.write_bytes(content)
+    again = CertificateAuthority.open_or_create(authority.ca_file.parent, clock=clock)
+    assert not again.is_list_whole()
+    assert again.is_list_due(clock=clock)
+    # With what it held unknown, nothing may be added to it.
+    with pytest.raises(CertificateStoreError, match=r"crl\.pem"):
+        again.revoke([8])
+    again.renew_list({7: START_S, 8: START_S}, clock=clock)
+    assert again.is_list_whole({7, 8})
+    assert not again.is_list_whole({9})
+
+
+def test_the_list_of_another_authority_is_broken(authority: CertificateAuthority, tmp_path: Path) -> None:
+    other = CertificateAuthority.open_or_create(tmp_path / "other")
+    authority.crl_file.write_bytes(other.crl_file.read_bytes())
+    assert not authority.is_list_whole()
+
+
+@pytest.mark.parametrize(("days", "is_due"), [(0, False), (14, False), (15, True), (31, True)])
+def test_a_revocation_list_is_due_when_half_its_life_is_over(
+    authority: CertificateAuthority, clock: VirtualClock, days: int, is_due: bool
+) -> None:
+    clock.advance_to(START_S + days * DAY_S)
+    assert authority.is_list_due(clock=clock) == is_due
+    authority.revoke([7], clock=VirtualClock(START_S))
+    authority.renew_list({}, clock=clock)
+    assert not authority.is_list_due(clock=clock)
+    assert authority.revoked_serials() == {7}
 
 
 def test_a_revocation_that_cannot_be_written_leaves_the_old_list(authority: CertificateAuthority) -> None:

@@ -57,6 +57,16 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert settings.data_dir == tmp_path
 
 
+def test_a_key_file_is_looked_for_from_where_it_was_named(tmp_path: Path) -> None:
+    assert PlatformSettings.load(tmp_path, {}).key_file is None
+    (tmp_path / "settings.yaml").write_text("key_file: keys/vault.key\n")
+    assert PlatformSettings.load(tmp_path, {}).key_file == tmp_path / "keys" / "vault.key"
+    (tmp_path / "settings.yaml").write_text("key_file: /etc/keys/vault.key\n")
+    assert PlatformSettings.load(tmp_path, {}).key_file == Path("/etc/keys/vault.key")
+    given = Path("here.key").absolute()
+    assert PlatformSettings.load(tmp_path, {"key_file": given}).key_file == given
+
+
 def test_an_empty_settings_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("# nothing yet\n")
     assert PlatformSettings.load(tmp_path, {}) == PlatformSettings(data_dir=tmp_path)
@@ -77,6 +87,9 @@ def test_an_empty_settings_file_changes_nothing(tmp_path: Path) -> None:
         ("mqtt_port:", "mqtt_port: must be a whole number, not None"),
         ("start_timeout_s: .inf", "start_timeout_s: must be a number, not inf"),
         ("start_timeout_s: .nan", "start_timeout_s: must be a number, not nan"),
+        ("key_file: 7", "key_file: must be the path of a file, not 7"),
+        ("key_file: ''", "key_file: must be the path of a file, not ''"),
+        ("key_fiel: x", "key_fiel: unknown setting; did you mean key_file?"),
         ("api_port: 8883", "api_port: port 8883 is also mqtt_port"),
         ("shard_count: 2\nshard_actor_count: 3", "shard_actor_count: 3 actors for 2 shards"),
         ("mqtt_port: 1\nmqtt_port: 2", "mqtt_port: stands there twice"),

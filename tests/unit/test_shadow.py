@@ -147,11 +147,19 @@ def test_any_other_version_is_a_conflict(shard: Shard, version: int) -> None:
     }
 
 
-def test_a_shadow_that_is_not_there_takes_the_first_version_only(shard: Shard) -> None:
-    refused = update(shard, {"state": {}, "version": 2})["update/rejected"]
+@pytest.mark.parametrize("was_deleted", [False, True])
+@pytest.mark.parametrize("version", [0, 2, 3, 2**70])
+def test_a_shadow_that_is_not_there_takes_the_first_version_only(
+    shard: Shard, version: int, was_deleted: bool
+) -> None:
+    if was_deleted:
+        update(shard, {"state": {}})
+        delete(shard)
+    refused = update(shard, {"state": {}, "version": version})["update/rejected"]
     assert (refused["code"], refused["message"]) == (400, "Invalid version")
     assert get(shard) is None
-    assert update(shard, {"state": {}, "version": 1})["update/accepted"]["version"] == 1
+    accepted = update(shard, {"state": {}, "version": 1})["update/accepted"]
+    assert accepted["version"] == (3 if was_deleted else 1)
 
 
 def test_metadata_mirrors_the_state_with_a_stamp_for_each_leaf(shard: Shard) -> None:
@@ -327,6 +335,22 @@ def test_a_null_state_empties_the_shadow(shard: Shard) -> None:
     assert get(shard) == {"state": {}, "metadata": {}, "version": 2, "timestamp": NOW_S}
 
 
+@pytest.mark.parametrize("state", [None, {}, {"desired": None}, {"desired": {}, "reported": {"a": None}}])
+def test_an_update_that_says_nothing_makes_an_empty_shadow(shard: Shard, state: Any) -> None:
+    said = update(shard, {"state": state})
+    assert set(said) == {"update/accepted", "update/documents"}
+    assert said["update/accepted"]["state"] == state
+    assert said["update/documents"]["previous"] is None
+    assert said["update/documents"]["current"] == {"state": {}, "metadata": {}, "version": 1}
+    assert get(shard) == {"state": {}, "metadata": {}, "version": 1, "timestamp": NOW_S}
+
+
+def test_a_deletion_of_desired_ends_the_delta(shard: Shard) -> None:
+    update(shard, {"state": {"desired": {"a": 1, "b": 2}, "reported": {"a": 0}}})
+    assert update(shard, {"state": {"desired": {"b": None}}})["update/delta"]["state"] == {"a": 1}
+    assert "update/delta" not in update(shard, {"state": {"desired": None}})
+
+
 def test_documents_hold_the_past_and_the_present_and_no_delta(shard: Shard) -> None:
     stamp, later = {"timestamp": NOW_S}, {"timestamp": NOW_S + 1}
     first = update(shard, {"state": {"desired": {"a": 1}}})["update/documents"]
@@ -356,6 +380,26 @@ def test_every_reply_echoes_the_client_token(shard: Shard, operation: Operation,
     accepted = answers(shard, operation, {"clientToken": "tök", "state": {}}, name=name)
     assert all(body["clientToken"] == "tök" for body in accepted.values())
     assert len(accepted) == (3 if operation is Operation.SHADOW_UPDATE else 1)
+
+
+@pytest.mark.parametrize(
+    ("rest", "code"),
+    [
+        (b'"state":{"desired":{"a":1e999}}', 400),
+        (b'"state":{"desired":{"a":"\xff"}}', 415),
+        (b'"\xff":1', 415),
+        (b'"state":{"delta":{}}', 400),
+        (b'"state":{"desired":{"a":' + b"[" * 100 + b"]" * 100 + b"}}", 400),
+        (b'"state":{"desired":{"a":"' + b"x" * 9000 + b'"}}', 413),
+        (b'"state":{},"version":7', 400),
+    ],
+)
+def test_whatever_is_wrong_with_a_request_it_is_refused_under_its_token(
+    shard: Shard, rest: bytes, code: int
+) -> None:
+    for payload in (b'{"clientToken":"t",%b}' % rest, b'{%b,"clientToken":"t"}' % rest):
+        refused = update(shard, payload)["update/rejected"]
+        assert (refused["code"], refused["clientToken"]) == (code, "t")
 
 
 def test_a_reply_to_a_request_without_token_has_none(shard: Shard) -> None:

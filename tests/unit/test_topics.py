@@ -6,11 +6,17 @@ import pytest
 
 from twins.topics import (
     REQUEST_FILTERS,
+    DefenderTopic,
     ShadowTopic,
     TelemetryTopic,
+    covers,
+    defender_topic,
+    is_reserved,
     is_shadow_name,
     matches,
+    may_publish,
     parse,
+    publishing_problem,
     shadow_prefix,
 )
 
@@ -23,6 +29,14 @@ def test_a_shadow_request_is_read_from_its_topic(thing: str, operation: str) -> 
     assert parse(named) == ShadowTopic(thing, "conf:ig", operation)
     for shadow in ("", "conf:ig"):
         assert parse(f"{shadow_prefix(thing, shadow)}/{operation}") == ShadowTopic(thing, shadow, operation)
+
+
+@pytest.mark.parametrize("style", ["json", "cbor"])
+def test_a_report_of_metrics_is_read_from_its_topic(style: str) -> None:
+    topic = f"$aws/things/lamp/defender/metrics/{style}"
+    assert parse(topic) == DefenderTopic("lamp", style)
+    assert defender_topic("lamp", style) == topic
+    assert any(matches(each, topic) for each in REQUEST_FILTERS)
 
 
 @pytest.mark.parametrize("stream", ["s", "a/b", "a/b/c/d", "$s", "shadow/update"])
@@ -58,6 +72,11 @@ def test_telemetry_is_read_from_its_topic(stream: str) -> None:
         "$aws/things/lamp/shadow/name/" + "x" * 65 + "/update",
         "$aws/things/lamp/shadow/title/config/update",
         "$aws/things/lamp/jobs/get",
+        "$aws/things/lamp/defender/metrics",
+        "$aws/things/lamp/defender/metrics/xml",
+        "$aws/things/lamp/defender/metrics/json/accepted",
+        "$aws/things/lamp/defender/update",
+        "$aws/things/la mp/defender/metrics/json",
         "telemetry",
         "telemetry/",
         "telemetry/lamp",
@@ -137,3 +156,81 @@ def test_no_answer_arrives_as_a_request(answer: str) -> None:
 )
 def test_names_of_shadows(name: str, is_allowed: bool) -> None:
     assert is_shadow_name(name) is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("granted", "topic_filter", "is_covered"),
+    [
+        ("a/#", "a", True),
+        ("a/#", "a/b/+", True),
+        ("a/#", "a/#", True),
+        ("a/#", "+/b", False),
+        ("a/#", "#", False),
+        ("a/+", "a/b", True),
+        ("a/+", "a/+", True),
+        ("a/+", "a/#", False),
+        ("a/+", "a/b/c", False),
+        ("a/b", "a/+", False),
+        ("#", "+/a", True),
+        ("#", "$SYS/a", False),
+        ("+/a", "$SYS/a", False),
+        ("a/#", "$share/g/a/b", False),
+    ],
+)
+def test_a_filter_covers_another(granted: str, topic_filter: str, is_covered: bool) -> None:
+    assert covers(granted, topic_filter) is is_covered
+
+
+@pytest.mark.parametrize(
+    ("topic", "is_own"),
+    [
+        ("$aws/things/lamp/shadow/get", True),
+        ("$aws/things/lamp/shadow/name/config/update", True),
+        ("telemetry/lamp/climate/indoor", True),
+        ("$aws/things/lamp/shadow/update/accepted", False),
+        ("$aws/things/bell/shadow/get", False),
+        ("$aws/things/lamp2/shadow/get", False),
+        ("telemetry/bell/climate", False),
+        ("telemetry/lamp", False),
+        ("telemetry/lamp/", False),
+        ("news/today", False),
+        ("$aws/events/presence/connected/lamp", False),
+        ("twinfleet/bridge/marker", False),
+        ("", False),
+    ],
+)
+def test_a_thing_publishes_its_own_requests_and_telemetry_only(topic: str, is_own: bool) -> None:
+    assert may_publish("lamp", topic) is is_own
+
+
+@pytest.mark.parametrize("topic", ["a", "/", "a//b", "1/2/3/4/5/6/7/8", "ü" * 128, "$aws/1/2/3/4/5/6/7/8/9"])
+def test_a_topic_within_the_bounds_can_be_published_on(topic: str) -> None:
+    assert publishing_problem(topic) == ""
+
+
+@pytest.mark.parametrize(
+    ("topic", "problem"),
+    [
+        ("", "1 to 256 bytes"),
+        ("ü" * 129, "1 to 256 bytes"),
+        ("a/+", "no wildcards"),
+        ("a/b#", "no wildcards"),
+        ("a\x00", "no NUL"),
+        ("1/2/3/4/5/6/7/8/9", "at most 7 slashes"),
+    ],
+)
+def test_a_topic_that_the_broker_would_not_take_is_told_so(topic: str, problem: str) -> None:
+    assert problem in publishing_problem(topic)
+
+
+def test_topics_of_the_platform_are_reserved() -> None:
+    assert [
+        is_reserved(topic) for topic in ("$aws/x", "$SYS", "twinfleet", "twinfleet/x", "twinfleets/x", "x/$y")
+    ] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]

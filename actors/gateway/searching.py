@@ -1,0 +1,137 @@
+"""Fleet queries over the registered things: what the registry knows of them and, where a query asks, what twins do.
+
+Nothing is indexed beforehand, so an answer is never stale: things are walked in name order, in pages, and twins are
+asked only for queries that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.errors import DescriptionError
+from actors.fleet import Fleet, describe_request, reply_document
+from actors.registry.records import ThingRecord
+from actors.registry.registry import Registry
+from twins.query import Query, matches, parse
+
+# The one index there is, and the version of its queries, by AWS IoT's names.
+INDEX_NAME: Final = "AWS_Things"
+QUERY_VERSION: Final = "2017-09-30"
+# Things read at once: a twin's answer has some kilobytes.
+_WALK_PAGE: Final = 500
+# Twins asked for one answer, some seconds of work; beyond that the answer is a page with a token to go on from.
+_TWINS_ASKED_MAX: Final = 20_000
+# Parts of a document that only the twin knows.
+_TWIN_PARTS: Final = ("shadow", "connectivity", "deviceDefender")
+
+
+@dataclass(frozen=True)
+class SearchPage:
+    """Things that a query asks for, in name order; `next_token` is where to go on, None at the end."""
+
+    things: list[ThingRecord]
+    next_token: str | None
+
+
+class FleetSearch:
+    """Answers fleet queries."""
+
+    def __init__(self, fleet: Fleet, registry: Registry) -> None:
+        self._fleet = fleet
+        self._registry = registry
+
+    async def page(self, query: Query, *, after: str, limit: int) -> SearchPage:
+        """Return up to `limit` things that a query asks for, of those whose names follow `after`.
+
+        There may be more even if there are fewer than `limit`: `next_token` tells.
+        """
+        asks_twins = needs_twins(query)
+        found: list[ThingRecord] = []
+        examined = 0
+        cursor: str | None = after
+        while cursor is not None:
+            page = await self._registry.things.page(after=cursor, limit=_WALK_PAGE)
+            documents = await self.documents(page.things, with_twins=asks_twins)
+            for thing, document in zip(page.things, documents, strict=True):
+                if matches(query, document):
+                    found.append(thing)
+                    # One more than asked tells whether another page follows.
+                    if len(found) > limit:
+                        return SearchPage(found[:limit], found[limit - 1].name)
+            cursor = page.next_cursor
+            examined += len(page.things)
+            if asks_twins and examined >= _TWINS_ASKED_MAX:
+                return SearchPage(found, cursor)
+        return SearchPage(found, None)
+
+    async def dynamic_groups_of(self, thing: ThingRecord) -> list[str]:
+        """Return the names of the dynamic groups whose queries ask for a thing, in order."""
+        groups = [(group.name, parse(group.query)) for group in await self._registry.groups.dynamic()]
+        if not groups:
+            return []
+        with_twins = any(needs_twins(query) for _, query in groups)
+        (document,) = await self.documents([thing], with_twins=with_twins)
+        return [name for name, query in groups if matches(query, document)]
+
+    async def documents(self, things: Sequence[ThingRecord], *, with_twins: bool) -> list[dict[str, Any]]:
+        """Return the documents of things as `twins.query.matches` reads them, with what only twins know or without."""
+        documents = [_registry_part(thing) for thing in things]
+        if with_twins:
+            asked = [describe_request(thing.name) for thing in things]
+            replies = await self._fleet.ask_many(asked)
+            for document, reply in zip(documents, replies, strict=True):
+                # Between the registry's answer and the twin's, a thing may go.
+                if reply.status == 200:
+                    document.update(_twin_part(reply_document(reply)))
+        return documents
+
+
+def needs_twins(query: Query) -> bool:
+    """Tell whether a query asks for what only the twins know."""
+    return any(query.needs(part) for part in _TWIN_PARTS)
+
+
+def check_index(index_name: str | None, query_version: str | None) -> None:
+    """Refuse, with DescriptionError, an index or a version of the query grammar that is not here."""
+    if index_name not in (None, "", INDEX_NAME):
+        raise DescriptionError(f"index {index_name!r}", f"is not here; ask {INDEX_NAME}")
+    if query_version not in (None, "", QUERY_VERSION):
+        raise DescriptionError(f"query version {query_version!r}", f"is not here; ask with {QUERY_VERSION}")
+
+
+def _twin_part(twin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a twin's description has to say, with the names of the fleet index."""
+    named = {name: _shadow_part(shadow) for name, shadow in twin["namedShadows"].items()}
+    classic = {} if twin["shadow"] is None else _shadow_part(twin["shadow"])
+    link = twin["connectivity"]
+    return {
+        "shadow": {**classic, **({"name": named} if named else {})} or None,
+        # As the service has it for a thing that never connected.
+        "connectivity": {"connected": False} if link is None else _connectivity_part(link, twin["thingName"]),
+        "deviceDefender": twin["defender"],
+    }
+
+
+def _shadow_part(shadow: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: shadow[name] for name in ("desired", "reported", "metadata", "version") if name in shadow}
+    return {**parts, "hasDelta": "delta" in shadow}
+
+
+def _connectivity_part(link: Mapping[str, Any], thing_name: str) -> dict[str, Any]:
+    part = {"connected": link["connected"], "timestamp": link["timestamp"], "clientId": thing_name}
+    reason = link["disconnect_reason"]
+    return part if reason is None else {**part, "disconnectReason": reason}
+
+
+def _registry_part(thing: ThingRecord) -> dict[str, Any]:
+    return {
+        "thingName": thing.name,
+        "thingId": thing.thing_id,
+        "thingTypeName": thing.thing_type or None,
+        "thingGroupNames": thing.groups,
+        "attributes": thing.attributes,
+        "model": thing.model,
+        "origin": "real",
+    }

@@ -1,0 +1,44 @@
+"""The parts of a twin's description: what `Operation.DESCRIBE` and `GET /v1/twins/THING` answer with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twins.behavior import SimulatedFleet
+from twins.messages import Connectivity
+from twins.shadow import ShadowDocument
+
+
+def describe_shadow(document: ShadowDocument | None, now_s: int) -> dict[str, Any] | None:
+    """Return a shadow's sections with its delta, metadata and version beside them; None where there is none."""
+    if document is None or not document.exists:
+        return None
+    whole = document.document(now_s)
+    state: dict[str, Any] = whole["state"]
+    return {**state, "metadata": whole["metadata"], "version": whole["version"]}
+
+
+def describe_connectivity(known: Connectivity | None) -> dict[str, Any] | None:
+    """Return what is known of a real thing's connection, None for a thing that has never connected."""
+    if known is None:
+        return None
+    return {
+        "connected": known.connected,
+        "timestamp": known.timestamp,
+        "disconnect_reason": known.disconnect_reason or None,
+        "session": known.session,
+        "version": known.version,
+    }
+
+
+def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
+    """Return what a simulated device is, beside its shadows; its link has no sessions."""
+    group = fleet.group
+    attributes = {each.name: each.values[int(fleet.attributes[each.name][row])] for each in group.attributes}
+    link = {"connected": bool(fleet.connected[row]), "timestamp": None, "disconnect_reason": None}
+    return {
+        "origin": "simulated",
+        "model": group.model,
+        "attributes": attributes,
+        "connectivity": {**link, "session": None, "version": None},
+    }
