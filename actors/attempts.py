@@ -71,9 +71,10 @@ class AttemptWatch(EventConsumer):
         self._end_session = end_session
         # Client ids of the platform's own, while they are connected.
         self._own_ids: set[str] = set()
-        # By client id: subscriptions of the present connection, and those forbidden of the whole session.
-        self._subscription_counts: dict[str, int] = {}
-        self._forbidden_counts: dict[str, int] = {}
+        # Filters by client id: those of the present connection, and those forbidden of the whole session. A client
+        # that makes a subscription again has not one more.
+        self._filters: dict[str, set[str]] = {}
+        self._forbidden: dict[str, set[str]] = {}
         self._excessive: set[str] = set()
         # Of sessions that were ended, what they had subscribed to before may still be told.
         self._ended: set[str] = set()
@@ -87,13 +88,14 @@ class AttemptWatch(EventConsumer):
                 self._begin(event)
             case ClientDisconnected(client_id=client_id):
                 self._own_ids.discard(client_id)
-                self._subscription_counts.pop(client_id, None)
+                self._filters.pop(client_id, None)
             case Subscribed(client_id=client_id, topic_filter=topic_filter):
                 await self._subscribed(client_id, topic_filter)
-            case Unsubscribed(client_id=client_id) if client_id in self._subscription_counts:
-                self._subscription_counts[client_id] -= 1
+            case Unsubscribed(client_id=client_id, topic_filter=topic_filter):
+                for known in (self._filters, self._forbidden):
+                    known.get(client_id, set()).discard(topic_filter)
             case BrokerStarted():
-                self._subscription_counts.clear()
+                self._filters.clear()
         name = _COUNTERS.get(type(event))
         if name is not None:
             self._metrics.count_at_broker(name)
@@ -106,9 +108,9 @@ class AttemptWatch(EventConsumer):
         self._metrics.count_at_broker("clients_admitted")
         self._own_ids.discard(client_id)
         self._ended.discard(client_id)
-        self._subscription_counts[client_id] = 0
+        self._filters.pop(client_id, None)
         if event.is_clean:
-            self._forbidden_counts.pop(client_id, None)
+            self._forbidden.pop(client_id, None)
             self._excessive.discard(client_id)
 
     async def _subscribed(self, client_id: str, topic_filter: str) -> None:
@@ -116,14 +118,17 @@ class AttemptWatch(EventConsumer):
             return
         # May fail, and is then called again with the same event: before anything is counted.
         is_allowed = await self._may_subscribe(client_id, topic_filter)
-        # A client of which nothing is known connected before this watch began.
-        count = self._subscription_counts.get(client_id, 0)
-        self._subscription_counts[client_id] = count + 1
         if not is_allowed:
             self._metrics.count_at_broker("subscriptions_forbidden")
-            self._forbidden_counts[client_id] = self._forbidden_counts.get(client_id, 0) + 1
-        is_excessive = count >= SUBSCRIPTIONS_MAX or self._forbidden_counts.get(client_id, 0) > FORBIDDEN_MAX
-        if is_excessive and client_id not in self._ended:
+        if client_id in self._ended:
+            return
+        filters = self._filters.setdefault(client_id, set())
+        filters.add(topic_filter)
+        forbidden = self._forbidden.get(client_id, set())
+        if not is_allowed:
+            forbidden = self._forbidden.setdefault(client_id, forbidden)
+            forbidden.add(topic_filter)
+        if len(filters) > SUBSCRIPTIONS_MAX or len(forbidden) > FORBIDDEN_MAX:
             self._excessive.add(client_id)
 
     async def _may_subscribe(self, client_id: str, topic_filter: str) -> bool:
@@ -143,6 +148,8 @@ class AttemptWatch(EventConsumer):
                 _LOG.warning("the session of %r has too many subscriptions: %s", client_id, error)
                 continue
             self._excessive.discard(client_id)
+            self._filters.pop(client_id, None)
+            self._forbidden.pop(client_id, None)
             self._ended.add(client_id)
             self._metrics.count_at_broker("sessions_ended")
             _LOG.warning("the session of %r was ended: it had too many subscriptions", client_id)

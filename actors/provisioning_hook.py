@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import io
 import logging
 import re
 import subprocess
@@ -133,7 +132,7 @@ def _function(hook: str) -> Callable[[Any], Any]:
 def _main(arguments: list[str]) -> None:
     """Run the function named by the first argument; what it prints goes to standard error."""
     answers = sys.stdout.buffer
-    with contextlib.redirect_stdout(io.TextIOWrapper(sys.stderr.buffer, write_through=True)):
+    with contextlib.redirect_stdout(sys.stderr):
         function = _function(arguments[0])
         if arguments[1:] == [_CHECK]:
             return

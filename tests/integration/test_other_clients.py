@@ -1,4 +1,4 @@
-"""Other people's MQTT clients as the README shows them: its very lines are run, against a platform on other ports."""
+"""Other people's MQTT clients as docs/devices.md shows them: its very lines are run, against a platform on other ports."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 from actors.processes import find_tool
 from tests.integration.running_platform import COMMAND_TIMEOUT_S, RunningPlatform, environment_of, until
 
-README = Path(__file__).parents[2] / "README.md"
-# As the README calls the device and the port; the platform of the tests has other ports, and other devices.
+PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
+# As the page calls the device and the port; the platform of the tests has other ports, and other devices.
 NAME = "lamp-2"
 PORT = "8883"
 
 
 def block_of(language: str, word: str) -> str:
-    """Return the one block of code in the README that is in a language and has a word."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    """Return the one block of code on the page that is in a language and has a word."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if word in block]
     assert NAME in found
     assert PORT in found
@@ -48,12 +48,12 @@ def run(platform: RunningPlatform, directory: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_the_readmes_lines_for_mosquittos_clients_work(platform: RunningPlatform, tmp_path: Path) -> None:
+def test_the_pages_lines_for_mosquittos_clients_work(platform: RunningPlatform, tmp_path: Path) -> None:
     name = "lamp-mosquitto"
     lines = block_of("sh", "mosquitto_pub").replace(NAME, name)
     lines = lines.replace(PORT, str(platform.endpoints.mqtts.port))
     twinfleet = shlex.join([sys.executable, "-m", "twinfleet"])
-    where = f"PYTHONPATH={shlex.quote(str(README.parent))}"
+    where = f"PYTHONPATH={shlex.quote(str(PAGE.parents[1]))}"
     lines = re.sub(
         r"^\.venv/bin/twinfleet (.*)$",
         lambda found: f"{where} {twinfleet} {found[1]} --data-dir {shlex.quote(str(platform.data_dir))}",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +34,7 @@ from tests.integration.provisioning_device import (
     register,
     write_files,
 )
-from tests.integration.raw_mqtt import ACCEPTED, CONNACK, Connect, RawClient, RawSession
+from tests.integration.raw_mqtt import ACCEPTED, ANSWER_TIMEOUT_S, CONNACK, Connect, RawClient, RawSession
 from tests.integration.running_platform import DEADLINE_S, RunningPlatform, platform_on
 from tests.integration.sdk_device import Device, over_mqtt3, over_mqtt5
 
@@ -281,17 +283,16 @@ def test_nobody_else_hears_what_a_device_is_given(
     platform.enrol("listening-device", tmp_path)
     for role in ("observer", "operator"):
         platform.done("certificate", "create", f"listening-{role}", "--role", role, "--out", str(tmp_path))
+    # Eight, which is the most that a client may have.
     filters = [
         "#",
         "$aws/#",
         "+/certificates/create/json/accepted",
-        "$aws/certificates/#",
         "$aws/certificates/create/json/accepted",
         "$aws/provisioning-templates/+/provision/json/accepted",
         f"$aws/provisioning-templates/{claim.template}/provision/json/accepted",
         "$share/all/$aws/certificates/create/json/accepted",
         "$share/all/$aws/#",
-        "$SYS/#",
     ]
     names = ("listening-device", "listening-observer", "listening-operator")
     listeners: list[Listener] = []
@@ -322,14 +323,39 @@ def test_nobody_else_hears_what_a_device_is_given(
             assert not topic.startswith(("$aws/certificates", "$aws/provisioning")), (listener.name, topic)
 
 
+def silent_link(client: RawClient, links: contextlib.ExitStack) -> ssl.SSLSocket:
+    """Return a connection that the broker's TLS has let in, and that has said nothing yet."""
+    found: list[ssl.SSLSocket] = []
+
+    def is_let_in() -> bool:
+        link = links.enter_context(client.link())
+        # In TLS 1.3 a client learns only afterwards that it was refused: within milliseconds.
+        link.settimeout(0.5)
+        try:
+            link.recv(1)
+        except TimeoutError:
+            link.settimeout(ANSWER_TIMEOUT_S)
+            found.append(link)
+        except OSError:
+            return False
+        return bool(found)
+
+    assert wait_until(is_let_in, timeout_s=DEADLINE_S), "the gate is open"
+    return found[0]
+
+
 def test_a_connection_that_slips_through_the_gate_is_served_but_hears_nothing_of_the_one_before(
     platform: RunningPlatform, claim: ClaimFiles
 ) -> None:
     certificate, key = (claim.directory / f"{claim.name}.{end}" for end in ("pem", "key"))
     port = platform.endpoints.mqtts.port
     client = RawClient.of(port, claim.directory / "ca.pem", certificate=certificate, key=key)
-    # Let in by TLS before the gate closes, it says who it is only afterwards.
-    with client.link() as link, until_admitted(identity_over_mqtt5, claim, platform) as identity:
+    with (
+        contextlib.ExitStack() as links,
+        # Let in by TLS before the gate closes, it says who it is only afterwards.
+        silent_link(client, links) as link,
+        until_admitted(identity_over_mqtt5, claim, platform) as identity,
+    ):
         made = create_keys(identity)
         rival = RawSession(link)
         rival.send(Connect("x", is_clean=False).encode())

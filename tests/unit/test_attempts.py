@@ -154,6 +154,8 @@ async def test_a_session_has_as_many_subscriptions_of_its_own_as_the_service_all
         f"$aws/things/lamp/shadow/name/{number}/update/delta" for number in range(SUBSCRIPTIONS_MAX + 1)
     ]
     await watched.tell(connected("lamp"), *subscribed("lamp", *filters[:-1]))
+    # Making one again is no further one, and giving one up makes room.
+    await watched.tell(*subscribed("lamp", *filters[:-1]))
     for _ in range(3):
         await watched.tell(Unsubscribed(1.0, "lamp", filters[0]), *subscribed("lamp", filters[0]))
     assert watched.ended == []
