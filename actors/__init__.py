@@ -5,8 +5,7 @@ Reading order (a module imports only modules that stand before it in this list):
 `store` · `store_errors` · `journal` · `snapshots` · `registry` · `broker_log_reader` · `broker` · `access` · `sql` ·
 `fleet` · `actor_settings` · `shard_keeper` · `ray_runtime` · `ray_watcher` · `shard_actor` · `ray_fleet` ·
 `mqtt_link` · `mqtt_session` · `retained` · `mqtt_retained` · `mqtt_properties` · `mqtt_outbox` · `mqtt_in_flight` ·
-`mqtt_bridge` · `mqtt_events` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` ·
-`provisioning_template` ·
-`provisioning_turns` · `provisioning_hook` · `gateway` · `provisioning_office` · `provisioning_desk` · `bridge_actor` ·
-`gateway_actor` · `pacer` · `cluster`
+`unheard` · `mqtt_bridge` · `mqtt_events` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` ·
+`gateway` ·
+`provisioning` · `bridge_actor` · `gateway_actor` · `pacer` · `cluster`
 """

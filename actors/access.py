@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from actors.broker import AccessList, reload_broker, write_acl
+from actors.broker import AccessList, BrokerReload, end_sessions, write_acl
 from actors.errors import BrokerError, WorldError
 from actors.pki import CertificateAuthority
 from actors.registry.registry import Registry
@@ -20,6 +21,9 @@ from twins.clock import Clock
 
 # The list is renewed two weeks before it expires; what this is about is a reload that failed, which should not last.
 _LOOK_EVERY_S: Final = 5.0
+# The second succeeds, mostly. A broker with all it can do is found at rest in few; in half of these it is not at all.
+_ATTEMPTS_MAX: Final = 100
+_ATTEMPT_EVERY_S: Final = 0.002
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -27,9 +31,19 @@ class BrokerAccess:
     """The lists of one broker; it may be reloaded from several tasks, one does it at a time."""
 
     def __init__(
-        self, registry: Registry, authority: CertificateAuthority, *, data_dir: Path, clock: Clock
+        self,
+        registry: Registry,
+        authority: CertificateAuthority,
+        *,
+        data_dir: Path,
+        clock: Clock,
+        away: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """Prepare; `clock` tells when a revocation list is due."""
+        """Prepare; `clock` tells when a revocation list is due.
+
+        `away` tells, as of the moment it is called, the client ids of MQTT 5 that are not connected and may have a
+        session kept for them: a reload ends those.
+        """
         # The common name of the one claim that hears the answers to claims, while no other connects.
         self._provisioning_claim: str | None = None
         # The broker may go by older lists, or without one, than the registry says.
@@ -38,6 +52,7 @@ class BrokerAccess:
         self._authority = authority
         self._data_dir = data_dir
         self._clock = clock
+        self._away = away
         self._turn = asyncio.Lock()
 
     async def write(self) -> None:
@@ -68,13 +83,35 @@ class BrokerAccess:
             self._is_behind = True
             await self.write()
             try:
-                await asyncio.to_thread(reload_broker, self._data_dir)
+                await self._reload_broker()
             except BrokerError as error:
                 if not await self._write_list():
                     raise
                 _LOG.warning("the revocation list was broken, and is made again: %s", error)
-                await asyncio.to_thread(reload_broker, self._data_dir)
+                await self._reload_broker()
             self._is_behind = False
+
+    async def _reload_broker(self) -> None:
+        """Let the broker read its lists while it keeps no session that expires for a client that is away.
+
+        At a reload mosquitto 2.0 puts such a session on its list of those that expire a second time, and dies when the
+        session ends: its client comes back, say. What has no end of its own is on no list, which is so for all of MQTT
+        3.1.1; with MQTT 5 it cannot be told, so the sessions of all clients that are away are ended here.
+        """
+        reload = await asyncio.to_thread(BrokerReload, self._data_dir)
+        for attempt in range(_ATTEMPTS_MAX):
+            names = self._away()
+            if names:
+                await asyncio.to_thread(end_sessions, self._data_dir, names)
+                continue
+            # Nobody must go away in between: asking and telling are one step, and the broker stands still meanwhile.
+            if reload.signal_if(lambda: not self._away(), even_at_work=attempt > _ATTEMPTS_MAX // 2):
+                await asyncio.to_thread(reload.wait)
+                return
+            await asyncio.sleep(_ATTEMPT_EVERY_S)
+        raise BrokerError(
+            "MQTT 5 clients come and go all the time, so mosquitto can't reload; try again", retryable=True
+        )
 
     async def keep(self, *, every_s: float = _LOOK_EVERY_S) -> None:
         """Renew the revocation list when it is due, and repeat a reload that failed, until cancelled."""

@@ -30,8 +30,9 @@ from actors.broker_log import (
 from actors.errors import WorldError
 from actors.metrics import GatewayMetrics
 from actors.mqtt_events import EventConsumer
-from actors.pki import EVENTS_USER, INTERNAL_USER, is_certificate_id, is_reserved
+from actors.pki import EVENTS_USER, INTERNAL_USER, is_reserved
 from actors.registry.certificates import Certificates
+from twins.sharding import is_certificate_id
 from twins.topics import covers, may_subscribe
 
 # AWS IoT's bound of one connection.

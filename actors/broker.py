@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ from actors.processes import (
     loopback_addresses,
     open_file_count_max,
     require_port_free,
+    standstill,
     wait_until,
 )
 from actors.registry.registry import Registry
@@ -50,6 +52,8 @@ _PASSWORD_SALT_BYTES: Final = 12
 # Files that the broker keeps from devices: its own (12), and connections of the platform (the bridge, the gateway, a
 # few probes at a time); the rest is room.
 _RESERVED_FILE_COUNT: Final = 100
+# Connections at once that end sessions, out of the room of _RESERVED_FILE_COUNT; more are not faster.
+_ENDED_AT_ONCE: Final = 8
 _RELOAD_BEGINS: Final = b"Reloading config"
 # After the time: elsewhere in a line may stand what a device has chosen, as the filter of a subscription.
 _PROBLEM: Final = re.compile(r"\S+ Error:")
@@ -186,33 +190,64 @@ def reload_broker(data_dir: Path) -> None:
     Returns when they are in force for new connections. BrokerError if the broker could not read them: a broken
     revocation list would let revoked devices in.
     """
-    directory = DataDirectory(data_dir)
-    holder = pid_file(directory.mosquitto)
-    pid = find_process(holder, program="mosquitto", argument=str(_mosquitto_file(directory)))
-    if pid is None:
-        raise PlatformNotRunning(data_dir, f"{holder} names no running mosquitto")
-    log_file = _mosquitto_log(directory)
-    offset = log_file.stat().st_size
-    os.kill(pid, signal.SIGHUP)
+    reload = BrokerReload(data_dir)
+    reload.signal()
+    reload.wait()
 
-    def written() -> bytes:
-        with log_file.open("rb") as log:
-            log.seek(offset)
+
+class BrokerReload:
+    """One reload of the running broker of `data_dir`, in steps: see `reload_broker`, which takes both at once."""
+
+    def __init__(self, data_dir: Path) -> None:
+        directory = DataDirectory(data_dir)
+        holder = pid_file(directory.mosquitto)
+        pid = find_process(holder, program="mosquitto", argument=str(_mosquitto_file(directory)))
+        if pid is None:
+            raise PlatformNotRunning(data_dir, f"{holder} names no running mosquitto")
+        self._pid: Final = pid
+        self._internal: Final = _internal_listener(directory, INTERNAL_USER)
+        self._log_file: Final = _mosquitto_log(directory)
+        self._offset = 0
+
+    def signal(self) -> None:
+        """Tell the broker to reload, at once."""
+        self._offset = self._log_file.stat().st_size
+        os.kill(self._pid, signal.SIGHUP)
+
+    def signal_if(self, is_safe: Callable[[], bool], *, even_at_work: bool = False) -> bool:
+        """Hold the broker still, ask whether it is safe to reload now, and if so tell it to; return whether it was.
+
+        It then reloads before it deals with anything that happens to a client. A broker that is at work, which may
+        have begun to, is told only if `even_at_work`. Takes about a millisecond.
+        """
+        with standstill(self._pid) as is_waiting:
+            if not (is_waiting or even_at_work) or not is_safe():
+                return False
+            self.signal()
+        return True
+
+    def wait(self) -> None:
+        """Return when the broker has reloaded; BrokerError if it could not."""
+        # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
+        _accepts_bridge(self._internal)
+        # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
+        steps = (lambda: _RELOAD_BEGINS in self._written(), lambda: _accepts_bridge(self._internal))
+        if not all(_in_time(step, self._pid) for step in steps):
+            raise BrokerError(
+                f"mosquitto did not reload in {_RELOAD_TIMEOUT_S} s; see {self._log_file}",
+                retryable=True,
+            )
+        lines = self._written().decode(errors="replace").splitlines()
+        problems = [line for line in lines if _PROBLEM.match(line)]
+        if problems:
+            raise BrokerError(
+                f"mosquitto could not reload; mend what {self._log_file} says:\n" + "\n".join(problems)
+            )
+
+    def _written(self) -> bytes:
+        with self._log_file.open("rb") as log:
+            log.seek(self._offset)
             return log.read()
-
-    internal = _internal_listener(directory, INTERNAL_USER)
-    # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
-    _accepts_bridge(internal)
-    # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
-    steps = (lambda: _RELOAD_BEGINS in written(), lambda: _accepts_bridge(internal))
-    if not all(_in_time(step, pid) for step in steps):
-        raise BrokerError(
-            f"mosquitto did not reload in {_RELOAD_TIMEOUT_S} s; see {log_file}",
-            retryable=True,
-        )
-    problems = [line for line in written().decode(errors="replace").splitlines() if _PROBLEM.match(line)]
-    if problems:
-        raise BrokerError(f"mosquitto could not reload; mend what {log_file} says:\n" + "\n".join(problems))
 
 
 def _in_time(is_done: Callable[[], bool], pid: int) -> bool:
@@ -230,6 +265,21 @@ def end_session(data_dir: Path, client_id: str) -> None:
     # 3.1.4-2), here on a listener where a client may choose its id, and with a clean session, so nothing stays.
     if not _accepts_bridge(_internal_listener(DataDirectory(data_dir), INTERNAL_USER), client_id=client_id):
         raise BrokerError(f"mosquitto did not end the session of {client_id!r}; try again", retryable=True)
+
+
+def end_sessions(data_dir: Path, client_ids: Sequence[str]) -> None:
+    """Return when the broker of `data_dir` has ended the sessions of many client ids, as `end_session` does one.
+
+    Some thousands take seconds.
+    """
+    listener = _internal_listener(DataDirectory(data_dir), INTERNAL_USER)
+    with ThreadPoolExecutor(_ENDED_AT_ONCE) as pool:
+        answers = pool.map(lambda client_id: _accepts_bridge(listener, client_id=client_id), client_ids)
+        count = list(answers).count(False)
+    if count:
+        raise BrokerError(
+            f"mosquitto did not end {count} of {len(client_ids)} sessions; try again", retryable=True
+        )
 
 
 def _connection_count_max() -> int:

@@ -35,7 +35,17 @@ class BrokerEvents:
         self.presence: Final = Presence(
             self._store, registry.certificates, publish=self.session.publish, ask_many=fleet.ask_many
         )
+        self._position: str | None = None
         self._watch: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Make `away` known, before `start`; StoreError if the store does not answer."""
+        self._position = await self.presence.open()
+        self.session.look_from(self._position)
+
+    def away(self) -> list[str]:
+        """Return the common names that came with MQTT 5 last and are not connected, as the log says at this moment."""
+        return self.presence.away(self.session.ahead())
 
     async def start(self, *consumers: EventConsumer) -> None:
         """Begin to hear, and to tell first presence, then `consumers`.
@@ -45,7 +55,9 @@ class BrokerEvents:
         """
         for consumer in (self.presence, *consumers):
             self.session.add_consumer(consumer)
-        await self.session.start(await self.presence.open())
+        if self._position is None:
+            await self.open()
+        await self.session.start(self._position or "")
         self._watch = asyncio.create_task(self.session.until_failed(), name="events watch")
         self._watch.add_done_callback(_end_process)
 

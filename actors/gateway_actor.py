@@ -24,7 +24,7 @@ from actors.gateway.certificates import CertificateOffice
 from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.enrolment import DeviceOffice
 from actors.gateway.messaging import Messaging
-from actors.gateway.operators import create_app
+from actors.gateway.operators import GUARDED, create_app
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
 from actors.logs import log_to
@@ -32,8 +32,9 @@ from actors.metrics import ProcessStatus
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_retained import RetainedMessage, read_retained
 from actors.pki import CertificateAuthority
-from actors.provisioning_desk import ProvisioningDesk
-from actors.provisioning_office import ProvisioningOffice
+from actors.provisioning.desk import ProvisioningDesk
+from actors.provisioning.office import ProvisioningOffice
+from actors.provisioning.routes import TemplateOffice, provisioning_routes
 from actors.ray_fleet import RayFleet, find_fleet
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
@@ -57,6 +58,8 @@ _BRIDGE_TOTALS: Final = {
     "payloads_too_large": "oversized_count",
     "requests_throttled": "throttled_count",
     "publishes_refused": "refused_publish_count",
+    "publishes_denied": "unheard_count",
+    "publish_bytes_denied": "unheard_bytes",
     "submissions_resent": "resent_count",
     "reconnects": "reconnect_count",
 }
@@ -236,7 +239,14 @@ class GatewayActor:
         fleet = find_fleet(settings.shard_count, settings.shard_actor_count)
         registry = self._registry = await Registry.open(settings.redis_url, WallClock())
         authority = CertificateAuthority.open_or_create(directory.pki, key_file=Path(settings.key_file))
-        access = BrokerAccess(registry, authority, data_dir=directory.path, clock=WallClock())
+        events = self._events = BrokerEvents(
+            directory.path, settings.redis_url, registry=registry, fleet=fleet, clock=WallClock()
+        )
+        # Before the first reload, which has to know who is away.
+        await events.open()
+        access = BrokerAccess(
+            registry, authority, data_dir=directory.path, clock=WallClock(), away=events.away
+        )
         view = self._view = ClusterView(settings, fleet, access)
         app = create_app(
             fleet=fleet,
@@ -250,24 +260,22 @@ class GatewayActor:
                 clock=WallClock(),
             ),
         )
+        templates = TemplateOffice(registry, app.state.certificates, clock=WallClock())
+        provisioning = provisioning_routes(templates, authority=authority, platform=view)
+        app.include_router(provisioning, dependencies=GUARDED)
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = asyncio.create_task(access.keep(), name="access")
-        self._events = BrokerEvents(
-            directory.path, settings.redis_url, registry=registry, fleet=fleet, clock=WallClock()
-        )
-        self._desk = _provisioning_desk(
-            app.state.devices, registry, authority, view=view, events=self._events
-        )
+        self._desk = _provisioning_desk(app.state.devices, registry, authority, view=view, events=events)
         await self._desk.begin()
-        deltas = DeltaAnnouncer(fleet, self._events.presence.thing_of)
+        deltas = DeltaAnnouncer(fleet, events.presence.thing_of)
         attempts = AttemptWatch(
             app.state.metrics,
             device_port=settings.mqtts.port,
             thing_of=speaker_of(registry.certificates),
             end_session=lambda client_id: view.end_sessions([client_id]),
         )
-        await self._events.start(app.state.certificates, self._desk, deltas, attempts)
+        await events.start(app.state.certificates, self._desk, deltas, attempts)
         devices = create_device_app(
             fleet=fleet,
             messaging=view.messaging,

@@ -40,6 +40,7 @@ from actors.mqtt_in_flight import ShadowRequests, too_many_requests
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Outbox
 from actors.mqtt_session import MqttSession
+from actors.unheard import BYTES_TOPIC, MESSAGES_TOPIC, OVERHEARD_FILTERS, UnheardPublishes, is_heard
 from actors.wall_clock import WallClock
 from twins import topics
 from twins.messages import SHADOW_OPERATION, Batch, Operation, Outcome, Publish, Request
@@ -55,6 +56,11 @@ UNWINDOWED_BYTES_MAX: Final = 16 << 20
 # AWS IoT's limit for a payload. The broker lets more pass, for the sake of our own messages (its configuration says
 # which). A shadow request goes on all the same, so that it hears why it is refused; telemetry is answered by nobody.
 PAYLOAD_BYTES_MAX: Final = 131_072
+# What is heard only to count by. Totals in their place among the messages; the others are worth no acknowledgement, and
+# nobody should keep them for a bridge that is away.
+_OVERHEARD: Final = {MESSAGES_TOPIC: 1, BYTES_TOPIC: 1, **dict.fromkeys(OVERHEARD_FILTERS, 0)}
+_OVERHEARD_PREFIXES: Final = tuple(each.removesuffix("#").encode() for each in OVERHEARD_FILTERS)
+_TOTAL_TOPICS: Final = (MESSAGES_TOPIC.encode(), BYTES_TOPIC.encode())
 # Reading a topic costs as much as all else that is done for a message here; 65,536 topics are 30 MB. Of the
 # topics of 90,000 devices in turn none is ever found, which costs a fifth of the speed.
 _ROUTES_MAX: Final = 65_536
@@ -101,6 +107,8 @@ class BridgeStatistics:
     `is_catching_up` while what the broker had stored still comes. `request_count` requests in `batch_count`
     batches were answered by shards, `resent_count` submissions had to be repeated. `acknowledged_count`
     messages were acknowledged, `stale_count` could not be because their connection was gone.
+    `unheard_count` messages, and payloads of `unheard_bytes`, came to the broker and nobody heard of them: devices
+    may not publish there (see `unheard`).
     `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
     `unpublished_count` messages for the broker's.
     """
@@ -120,6 +128,8 @@ class BridgeStatistics:
     refused_publish_count: int
     acknowledged_count: int
     stale_count: int
+    unheard_count: int
+    unheard_bytes: int
     waiting_count: int
     in_flight_count: int
     unpublished_count: int
@@ -154,6 +164,7 @@ class MqttBridge:
             arrived=self._on_arrived,
             marker_topic=MARKER_TOPIC,
         )
+        self._session.overhear(_OVERHEARD)
         self._shadow_requests = ShadowRequests()
         self._clock = WallClock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -168,11 +179,25 @@ class MqttBridge:
         self._throttled_count = self._dropped_count = self._redelivered_count = 0
         self._batch_count = self._request_count = self._resent_count = 0
         self._acknowledged_count = self._stale_count = 0
+        self._unheard, self._unheard_bytes = UnheardPublishes(), UnheardPublishes()
+        # Heard beside requests; heard though the broker leaves it out of its count; our own that must not count twice.
+        self._overheard_count = self._retained_count = self._own_count = 0
+        self._heard_bytes = self._own_bytes = 0
+        # The most that was held since the last total, and whether that was so much that the total may have waited.
+        self._held_count_max = 0
+        self._late_from = connection.receive_maximum // 2
+        self._is_late = True
         self._last_shard_error: str | None = None
 
     def listen_for_retained(self, retained: Callable[[bytes, bytes, int], None]) -> None:
         """Tell `retained(topic, payload, qos)` of what is to be retained (see `LinkEvents`); before `start`."""
-        self._session.listen_for_retained(retained)
+
+        def count_and_tell(topic: bytes, payload: bytes, qos: int) -> None:
+            # One without payload does not arrive.
+            self._retained_count += bool(payload)
+            retained(topic, payload, qos)
+
+        self._session.listen_for_retained(count_and_tell)
 
     async def start(self) -> None:
         """Connect, subscribe to all requests and serve; BrokerError if the broker does not grant that in time."""
@@ -200,8 +225,19 @@ class MqttBridge:
             return
         await self._session.room()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._session.send(messages, partial(_conclude, done))
+        self._session.send(messages, partial(self._concluded, done, messages))
         await done
+
+    def _concluded(
+        self, done: asyncio.Future[None], messages: Sequence[Publish], error: BrokerError | None
+    ) -> None:
+        """Tell who waits, and count what the bridge hears itself, or the broker does not count."""
+        for message in messages:
+            is_own = is_heard(message.topic)
+            is_retained = message.delivery is not None and message.delivery.is_retained
+            self._own_count += is_own or is_retained
+            self._own_bytes += len(message.payload) * is_own
+        _conclude(done, error)
 
     async def stop(self) -> None:
         """Finish what is under way, for a bounded time, and disconnect; the rest is delivered after the next start."""
@@ -241,6 +277,8 @@ class MqttBridge:
             refused_publish_count=session.refused_count,
             acknowledged_count=self._acknowledged_count,
             stale_count=self._stale_count,
+            unheard_count=self._unheard.count,
+            unheard_bytes=self._unheard_bytes.count,
             waiting_count=sum(len(lane.waiting) for lane in self._outboxes),
             in_flight_count=sum(lane.in_flight_count for lane in self._outboxes),
             unpublished_count=session.outgoing_count,
@@ -264,6 +302,9 @@ class MqttBridge:
                 self._end(held)
                 self._orphans.pop(packet_id, None)
         self._held = {}
+        self._held_count_max, self._is_late = 0, True
+        self._unheard.interrupt()
+        self._unheard_bytes.interrupt()
         for lane in self._outboxes:
             lane.waiting = deque(each for each in lane.waiting if not each.was_taken)
 
@@ -295,9 +336,10 @@ class MqttBridge:
         if self._is_draining:
             return
         route = self._route(topic)
-        if route is None and self._session.ends_backlog(topic, payload, packet_id):
+        if route is None and self._is_aside(topic, payload, packet_id):
             return
         self._received_count += 1
+        self._heard_bytes += len(payload)
         if is_redelivered:
             self._redelivered_count += 1
         if route is None:
@@ -308,6 +350,35 @@ class MqttBridge:
             self._decline(packet_id)
         else:
             self._hold(route, payload, packet_id, is_redelivered)
+
+    def _is_aside(self, topic: bytes, payload: bytes, packet_id: int) -> bool:
+        """Tell whether a message is nobody's request but a marker, or there to count by; it is dealt with then."""
+        if self._session.ends_backlog(topic, payload, packet_id):
+            return True
+        if topic in _TOTAL_TOPICS:
+            self._compare(topic, int(payload))
+            if self._session.link is not None:
+                self._session.link.acknowledge([packet_id])
+            return True
+        if topic.startswith(_OVERHEARD_PREFIXES):
+            self._overheard_count += 1
+            self._heard_bytes += len(payload)
+            return True
+        return False
+
+    def _compare(self, topic: bytes, total: int) -> None:
+        """Compare what the broker has received with what was heard and sent. It tells messages first, then bytes."""
+        session = self._session
+        if topic == _TOTAL_TOPICS[0]:
+            held_count_max = max(self._held_count_max, len(self._held))
+            self._is_late = session.is_catching_up or held_count_max >= self._late_from
+            self._held_count_max = len(self._held)
+            heard = self._received_count + self._overheard_count - self._retained_count - self._own_count
+            accounted = heard + session.published_count + session.refused_count
+            self._unheard.received(total, accounted=accounted, is_late=self._is_late)
+        else:
+            accounted = self._heard_bytes - self._own_bytes + session.sent_bytes
+            self._unheard_bytes.received(total, accounted=accounted, is_late=self._is_late)
 
     def _decline(self, packet_id: int) -> None:
         """Acknowledge a message of which nothing becomes."""
@@ -421,6 +492,7 @@ class MqttBridge:
     def _acknowledge(self, done: Sequence[Held]) -> None:
         """Acknowledge on the link that delivered; if that is gone, when the broker delivers again."""
         packet_ids = []
+        self._held_count_max = max(self._held_count_max, len(self._held))
         for each in done:
             each.is_done = True
             if each.is_counted:

@@ -102,6 +102,8 @@ class EventsSession:
         self._log_file = log_file
         self._clock = clock
         self._reader = BrokerLogReader(log_file, None)
+        # Lines that the reader has given and the consumers were not all told yet.
+        self._untold: deque[bytes] = deque()
         self._consumers: list[EventConsumer] = []
         self._lasting: MqttSession | None = None
         self._waiting: deque[_Arrived] = deque()
@@ -126,7 +128,7 @@ class EventsSession:
 
         `position` is what a consumer was last told to settle, '' if there was none.
         """
-        self._reader = BrokerLogReader(self._log_file, LogPosition.parse(position))
+        self.look_from(position)
         wanted = [each for consumer in self._consumers for each in consumer.topic_filters]
         self._lasting = MqttSession(
             self._connection,
@@ -140,6 +142,19 @@ class EventsSession:
             asyncio.create_task(self._session.keep_open(), name="events session"),
             asyncio.create_task(self._tell(), name="events"),
         ]
+
+    def look_from(self, position: str) -> None:
+        """Let `ahead` begin at a position before `start` is given it."""
+        self._reader = BrokerLogReader(self._log_file, LogPosition.parse(position))
+
+    def ahead(self) -> list[BrokerEvent]:
+        """Return what the broker has logged by now and the consumers have not been told yet, or not all of them."""
+        reader = BrokerLogReader(self._log_file, self._reader.position)
+        lines = list(self._untold)
+        while more := reader.lines(_BATCH_MAX):
+            lines += more
+        events = (parse_line(line.decode(errors="replace")) for line in lines)
+        return [event for event in events if event is not None]
 
     async def until_failed(self) -> None:
         """Return when the session was stopped; raise what ended it otherwise."""
@@ -237,15 +252,13 @@ class EventsSession:
         self._is_behind = False
         await self._tell_event(StreamInterrupted(self._clock.now_s()))
         while lines := self._reader.lines(_BATCH_MAX):
-            for line in lines:
-                await self._tell_line(line, heard_at_s=None)
+            await self._tell_lines(lines, heard_at_s=None)
             await self._settle()
 
     async def _deal_with(self, arrived: _Arrived) -> None:
         if arrived.topic.startswith(_LOG_PREFIX):
             heard_at_s = self._clock.now_s()
-            for line in self._reader.lines_through(arrived.payload):
-                await self._tell_line(line, heard_at_s=heard_at_s)
+            await self._tell_lines(self._reader.lines_through(arrived.payload), heard_at_s=heard_at_s)
         elif arrived is _END_OF_BACKLOG:
             await self._tell_event(StreamResumed(self._clock.now_s()))
         else:
@@ -253,10 +266,13 @@ class EventsSession:
             for consumer in self._consumers:
                 await _until_done(partial(consumer.on_message, topic, arrived.payload))
 
-    async def _tell_line(self, line: bytes, *, heard_at_s: float | None) -> None:
-        event = parse_line(line.decode(errors="replace"), heard_at_s=heard_at_s)
-        if event is not None:
-            await self._tell_event(event)
+    async def _tell_lines(self, lines: Sequence[bytes], *, heard_at_s: float | None) -> None:
+        self._untold.extend(lines)
+        while self._untold:
+            event = parse_line(self._untold[0].decode(errors="replace"), heard_at_s=heard_at_s)
+            if event is not None:
+                await self._tell_event(event)
+            self._untold.popleft()
 
     async def _tell_event(self, event: BrokerEvent) -> None:
         self.event_count += 1

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -122,6 +122,7 @@ class MqttLink:
         # gmqtt's connection, once there is one.
         self._wire: Any = None
         self._unsent: list[bytes] = []
+        self._overheard: list[Subscription] = []
 
     def _make_client(self) -> Any:
         client = Client(
@@ -143,6 +144,13 @@ class MqttLink:
         handler._handle_publish_packet = self._on_publish
         handler._handle_puback_packet = self._on_puback
         return client
+
+    def overhear(self, topic_filters: Mapping[str, int]) -> None:
+        """Subscribe also to these, at the QoS given: without what we publish there, all like new; before `open`."""
+        self._overheard = [
+            Subscription(each, qos=qos, no_local=True, retain_handling_options=_NEVER_SEND_RETAINED)
+            for each, qos in topic_filters.items()
+        ]
 
     async def open(self, topic_filters: Sequence[str]) -> None:
         """Connect and subscribe to all of `topic_filters` at QoS 1; BrokerError if either fails or takes too long."""
@@ -174,25 +182,25 @@ class MqttLink:
             raise BrokerError(
                 f"{self.loss} before the broker let {self._settings.client_id} in", retryable=True
             )
-        self._client.subscribe(
-            [
-                Subscription(
-                    each,
-                    qos=1,
-                    # Or the broker would hide from us which messages it retains.
-                    retain_as_published=True,
-                    retain_handling_options=_NEVER_SEND_RETAINED,
-                )
-                for each in topic_filters
-            ]
-        )
+        wanted = [
+            Subscription(
+                each,
+                qos=1,
+                # Or the broker would hide from us which messages it retains.
+                retain_as_published=True,
+                retain_handling_options=_NEVER_SEND_RETAINED,
+            )
+            for each in topic_filters
+        ]
+        wanted += self._overheard
+        self._client.subscribe(wanted)
         granted = await self._subscribed
         if not self.is_open:
             raise BrokerError(f"{self.loss} while {self._settings.client_id} subscribed", retryable=True)
-        refused = [each for each, reason in zip(topic_filters, granted, strict=True) if reason != 1]
+        refused = [each.topic for each, qos in zip(wanted, granted, strict=True) if qos != each.qos]
         if refused:
             raise BrokerError(
-                f"the MQTT broker does not grant {self._settings.client_id} QoS 1 on {', '.join(refused)} "
+                f"the MQTT broker does not grant {self._settings.client_id} its QoS on {', '.join(refused)} "
                 f"(reason codes {list(granted)}); check its access list and max_qos"
             )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.errors import DescriptionError
+from twins.topics import is_sendable
 
 # What the broker's bound for a packet leaves beside payload and topic.
 PROPERTIES_BYTES_MAX: Final = 4096
@@ -60,9 +61,8 @@ class MessageProperties:
 
 
 def _text(text: str, subject: str) -> bytes:
-    # A broker closes the connection over control characters and NUL (MQTT 5, 1.5.4).
-    if any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
-        raise DescriptionError(subject, "must be without control characters")
+    if not is_sendable(text):
+        raise DescriptionError(subject, "must be without control characters, and what is no character")
     return _binary(text.encode(), subject)
 
 

@@ -21,7 +21,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -91,10 +91,13 @@ class MqttSession:
         """
         self.published_count = 0
         self.refused_count = 0
+        # Payloads of what was published or refused.
+        self.sent_bytes = 0
         self.reconnect_count = 0
         self.last_error: str | None = None
         self._settings = connection
         self._topic_filters = (*topic_filters, marker_topic) if marker_topic else topic_filters
+        self._overheard: Mapping[str, int] = {}
         # From each login until its marker is back: what arrives may have been stored before.
         self.is_catching_up = False
         self._marker_topic = marker_topic.encode()
@@ -117,6 +120,10 @@ class MqttSession:
     def listen_for_retained(self, retained: Callable[[bytes, bytes, int], None]) -> None:
         """Tell `retained(topic, payload, qos)` of what is to be retained (see `LinkEvents`); before `open`."""
         self._events = replace(self._events, retained=retained)
+
+    def overhear(self, topic_filters: Mapping[str, int]) -> None:
+        """Hear also of what others publish on these, at the QoS given, as of any arrival; before `open`."""
+        self._overheard = topic_filters
 
     async def open(self) -> None:
         """Connect and subscribe once; BrokerError if that fails."""
@@ -154,6 +161,7 @@ class MqttSession:
 
     async def _connect(self) -> None:
         link = MqttLink(self._settings, self._events)
+        link.overhear(self._overheard)
         await link.open(self._topic_filters)
         # A broker ends the connection of a client that exceeds its receive maximum (MQTT 5, 3.3.4).
         self._packet_bytes_max = link.broker_packet_bytes_max
@@ -295,7 +303,9 @@ class MqttSession:
         elif message is not self._marker:
             self.published_count += 1
         if message is not self._marker:
-            self._backlog_bytes -= len(message.payload) + _MESSAGE_OVERHEAD_BYTES
+            payload_bytes = len(message.payload)
+            self.sent_bytes += payload_bytes
+            self._backlog_bytes -= payload_bytes + _MESSAGE_OVERHEAD_BYTES
         message.handover.missing_count -= 1
         if message.handover.missing_count == 0:
             message.handover.finish(None)

@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import ipaddress
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from actors.settings import write_atomically
 from actors.vault import Vault, is_sealed
 from actors.wall_clock import WallClock
 from twins.clock import Clock
-from twins.sharding import is_thing_name
+from twins.sharding import is_certificate_id, is_name, is_thing_name
 
 # The platform's own user on the broker's internal listener. No certificate is ever issued for it: on the devices'
 # listener the common name becomes the client id, and would take over the bridge's session.
@@ -63,7 +62,6 @@ _LIST_BACKDATING: Final = dt.timedelta(days=365)
 _KEY_CONTEXT: Final = b"twinfleet certificate authority key"
 # A device's clock may be behind, or set to the wrong zone, when it first connects.
 _BACKDATING: Final = dt.timedelta(days=1)
-_CERTIFICATE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
 # How the common names of claims begin.
 CLAIM_PREFIX: Final = "claim."
 _PREFIXES: Final[dict[str, Literal["application", "claim"]]] = {
@@ -112,7 +110,7 @@ def principal_of(
     for prefix, kind in _PREFIXES.items():
         if common_name.startswith(prefix):
             name = common_name.removeprefix(prefix)
-            return Principal(kind, name) if is_thing_name(name) else None
+            return Principal(kind, name) if is_name(name) else None
     if is_certificate_id(common_name):
         thing_name = thing_of_certificate(common_name)
         return None if thing_name is None else Principal("thing", thing_name)
@@ -123,10 +121,9 @@ def common_name_for_thing(thing_name: str, certificate_id: str, *, taken: Collec
     """Return the common name for a thing's certificate: the thing name if it can be one, else the certificate id.
 
     `taken` are the common names of the thing's other certificates in force: the common name is the broker's client id,
-    so two devices of one would throw each other out. A thing name that looks like a certificate id gets the id too, or
-    it could pass for another thing's certificate.
+    so two devices of one would throw each other out.
     """
-    if len(thing_name) <= COMMON_NAME_MAX and not is_certificate_id(thing_name) and thing_name not in taken:
+    if len(thing_name) <= COMMON_NAME_MAX and thing_name not in taken:
         return thing_name
     return certificate_id
 
@@ -134,11 +131,6 @@ def common_name_for_thing(thing_name: str, certificate_id: str, *, taken: Collec
 def is_reserved(common_name: str) -> bool:
     """Tell whether the platform's own sessions use the name: with it, a client could throw them out of the broker."""
     return common_name in _RESERVED_NAMES or common_name.startswith(PROBE_USER)
-
-
-def is_certificate_id(name: str) -> bool:
-    """Tell whether a name looks like a certificate id."""
-    return _CERTIFICATE_ID.fullmatch(name) is not None
 
 
 def certificate_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
@@ -227,7 +219,9 @@ class CertificateAuthority:
     ) -> IssuedCertificate:
         """Return a device certificate for the thing; see `common_name_for_thing` for its common name."""
         if not is_thing_name(thing_name):
-            problem = "is no thing name: 1 to 128 of letters, digits, colon, underscore and hyphen"
+            problem = (
+                "is no thing name: 1 to 128 of letters, digits, colon, underscore and hyphen, unlike an id"
+            )
             raise CertificateRequestError(repr(thing_name), problem)
         certificate_id = certificate_id_of(_public_key_of_csr(csr_pem))
         common_name = common_name_for_thing(thing_name, certificate_id, taken=taken)
@@ -462,7 +456,7 @@ def _check_common_name(common_name: str, certificate_id: str) -> None:
     if len(common_name) > COMMON_NAME_MAX:
         problem = f"is longer than {COMMON_NAME_MAX} characters; certify the thing by its certificate id"
         raise CertificateRequestError(common_name, problem)
-    if _CERTIFICATE_ID.fullmatch(common_name) and common_name != certificate_id:
+    if is_certificate_id(common_name) and common_name != certificate_id:
         raise CertificateRequestError(common_name, "is the certificate id of another key")
     if principal_of(common_name, lambda registered: registered) is None:
         problem = (

@@ -14,7 +14,7 @@ newest.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -119,6 +119,8 @@ class Presence(EventConsumer):
         self._sessions: dict[str, Session] = {}
         self._versions: dict[str, int] = {}
         self._open = OpenSessions({})
+        # As it is kept: whoever came with MQTT 5 last.
+        self._fifth: set[str] = set()
         self._changes: list[SessionChange] = []
         self._was_told = False
         self._news = _News()
@@ -132,9 +134,12 @@ class Presence(EventConsumer):
                 self._sessions[key] = msgspec.json.decode(value, type=Session)
             elif kind == "version":
                 self._versions[key] = int(value)
+            elif kind == "fifth":
+                self._fifth.add(key)
         if "news" in kept:
             self._news = msgspec.msgpack.decode(kept["news"], type=_News)
-        self._open = OpenSessions({name: each.source_port for name, each in self._sessions.items()})
+        ports = {name: each.source_port for name, each in self._sessions.items()}
+        self._open = OpenSessions(ports, fifth=self._fifth)
         return kept.get("position", b"").decode()
 
     def session_of(self, common_name: str) -> Session | None:
@@ -145,6 +150,10 @@ class Presence(EventConsumer):
         """Return the thing for which a common name has an open session, as of the last batch; None for none."""
         session = self._sessions.get(common_name)
         return None if session is None else session.thing_name or None
+
+    def away(self, ahead: Iterable[BrokerEvent]) -> list[str]:
+        """Return the common names of MQTT 5 that are not connected, after the events `ahead` of those told so far."""
+        return self._open.after(ahead).away()
 
     async def on_broker_event(self, event: BrokerEvent) -> None:
         """Note what an event changes, until `settle`."""
@@ -162,7 +171,7 @@ class Presence(EventConsumer):
             await self._tell()
             self._was_told = not is_last
         if self._was_told:
-            await self._store.write({"position": position.encode()})
+            await self._write({"position": position.encode()})
             self._was_told = False
 
     async def _keep(self, changes: Sequence[SessionChange], position: str | None) -> None:
@@ -176,8 +185,16 @@ class Presence(EventConsumer):
         kept["news"] = msgspec.msgpack.encode(draft.news)
         if position is not None:
             kept["position"] = position.encode()
-        await self._store.write(kept)
+        await self._write(kept)
         self._sessions, self._versions, self._news = draft.sessions, draft.versions, draft.news
+
+    async def _write(self, changes: Mapping[str, bytes | None]) -> None:
+        """Keep changes, and with them who came with MQTT 5 last: never behind the position."""
+        fifth = self._open.fifth
+        came: dict[str, bytes | None] = {f"fifth:{name}": b"" for name in fifth - self._fifth}
+        ended: dict[str, bytes | None] = {f"fifth:{name}": None for name in self._fifth - fifth}
+        await self._store.write({**changes, **came, **ended})
+        self._fifth = fifth
 
     async def _tell(self) -> None:
         """Tell what is kept and not told yet; if that fails, all of it is told again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import resource
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,10 @@ _SYSTEM_DIRECTORIES: Final = (
 _CHECKOUT_TOOLS: Final = Path(__file__).absolute().parent.parent / ".twinfleet" / "tools"
 # The kernel's own default for a hard limit that is not lower (fs.nr_open).
 _OPEN_FILE_COUNT_MAX: Final = 1_048_576
+# A process stops within microseconds, unless it waits for a disk.
+_STANDSTILL_TIMEOUT_S: Final = 0.005
+# The numbers of epoll_wait and epoll_pwait (<asm/unistd.h>).
+_EPOLL_CALLS: Final = {"x86_64": ("232", "281"), "aarch64": ("22",)}
 LOOPBACK: Final = "127.0.0.1"
 LOOPBACK_V6: Final = "::1"
 
@@ -245,6 +250,40 @@ def find_process(pid_file: Path, *, program: str, argument: str) -> int | None:
     if executable != program or argument.encode() not in words or not is_process_alive(pid):
         return None
     return pid
+
+
+@contextmanager
+def standstill(pid: int) -> Iterator[bool]:
+    """Hold a process of our user still, and give whether it stands where it waits for events; then it goes on.
+
+    False where it was at work, or could not be held within milliseconds: it may do more of what it had begun.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield _is_held(pid) and _waits_for_events(pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _is_held(pid: int) -> bool:
+    deadline_s = time.monotonic() + _STANDSTILL_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # The state follows the program's name, which stands in parentheses and may itself hold any character.
+        if status.rpartition(")")[2].split()[0] == "T":
+            return True
+    return False
+
+
+def _waits_for_events(pid: int) -> bool:
+    """Tell whether a held process is in epoll_wait; yes where the system does not say."""
+    numbers = _EPOLL_CALLS.get(platform.machine(), ())
+    try:
+        number = Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()[0]
+    except OSError:
+        return True
+    return not numbers or number in numbers
 
 
 def end_leftover(pid: int, *, timeout_s: float) -> None:

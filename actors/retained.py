@@ -22,12 +22,14 @@ from actors.errors import WorldError
 from actors.store_errors import store_error
 from twins.clock import Clock
 from twins.messages import Delivery, Publish
-from twins.topics import TelemetryTopic, is_reserved, parse
+from twins.sharding import is_thing_name
+from twins.topics import is_reserved
 
 # A device has a handful of states worth showing to whoever comes later; each may be 128 KB in the broker's memory.
 THING_TOPIC_COUNT_MAX: Final = 10
 # All that operators retain outside of things: AWS IoT's bound for an account.
 OTHER_TOPIC_COUNT_MAX: Final = 5_000
+_TELEMETRY: Final = "telemetry"
 # Where devices may have retained something.
 RETAINABLE_FILTERS: Final = ("telemetry/#", "$aws/things/#")
 # A local store answers in well under a millisecond; beyond this it hangs, and its callers must not.
@@ -176,33 +178,47 @@ class RetainedKeeper:
 
     async def _settle_all(self) -> None:
         if self._must_read_all:
-            topics = await self._all_topics()
+            # Unset before: what there is no room for while all is read may not be among it.
             self._must_read_all = False
-            for topic in topics:
-                await self._settle(topic, is_found=True)
+            try:
+                for topic in await self._all_topics():
+                    await self._settle(topic, is_found=True)
+            except WorldError:
+                self._must_read_all = True
+                raise
         while self._pending:
             topic = next(iter(self._pending))
-            is_retained = self._pending[topic]
-            if is_retained:
-                await self._settle(topic, is_found=False)
-            else:
-                await self._notes.forget(topic)
-            # It may have been seen again meanwhile, with the other outcome.
-            if self._pending[topic] == is_retained:
-                del self._pending[topic]
+            # Taken out before: if it is seen again meanwhile, that is one more to settle.
+            is_retained = self._pending.pop(topic)
+            try:
+                if is_retained:
+                    await self._settle(topic, is_found=False)
+                else:
+                    await self._notes.forget(topic)
+            except WorldError:
+                self._pending.setdefault(topic, is_retained)
+                raise
         if not self._must_read_all:
             self._has_work.clear()
 
     async def _settle(self, topic: str, *, is_found: bool) -> None:
         at_ms = int(self._clock.now_s() * 1000)
-        if not is_reserved(topic) and await self._notes.note(topic, at_ms, is_found=is_found):
+        if is_retainable(topic) and await self._notes.note(topic, at_ms, is_found=is_found):
             return
         self.cleared_count += 1
         # A retained message without payload ends the retention (MQTT 5, 3.3.1.3), and is itself no request.
         await self._publish([Publish(topic, b"", Delivery(is_retained=True))])
 
 
+def is_retainable(topic: str) -> bool:
+    """Tell whether a message on a topic may be retained: no request, and below `telemetry` only what is a thing's."""
+    return not is_reserved(topic) and (topic.partition("/")[0] != _TELEMETRY or bool(_owner(topic)))
+
+
 def _owner(topic: str) -> str:
-    """Return the thing whose telemetry a topic carries, '' if it is no thing's."""
-    found = parse(topic)
-    return found.thing_name if isinstance(found, TelemetryTopic) else ""
+    """Return the thing whose device may publish on a topic below `telemetry`, '' if there is none.
+
+    Whether it is a request does not matter: the broker retains what has an empty level, too.
+    """
+    levels = topic.split("/")
+    return levels[1] if levels[0] == _TELEMETRY and len(levels) > 1 and is_thing_name(levels[1]) else ""

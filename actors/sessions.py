@@ -6,9 +6,10 @@ are no sessions, but a client of ours that takes a device's id ends the device's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from actors.broker_log import (
     CLIENT_ERROR,
@@ -27,6 +28,7 @@ from actors.broker_log import (
 from actors.pki import EVENTS_USER, INTERNAL_USER
 
 _INTERNAL_USERS: Final = frozenset({INTERNAL_USER, EVENTS_USER})
+_MQTT_5: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,30 @@ SessionChange = SessionOpened | SessionClosed | TopicsChanged
 class OpenSessions:
     """The open sessions by common name, changed by each event in its order."""
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        """Begin with sessions known to be open, and the port from which each one came."""
+    def __init__(self, ports: Mapping[str, int], *, fifth: Iterable[str] = ()) -> None:
+        """Begin with sessions known to be open, the port from which each one came, and what `fifth` was."""
         self._ports = dict(ports)
+        self._fifth = set(fifth)
+
+    @property
+    def fifth(self) -> set[str]:
+        """Common names that came with MQTT 5 last, and were not ended by us since; they may be away."""
+        return set(self._fifth)
+
+    def away(self) -> list[str]:
+        """Return the common names of MQTT 5 that are not connected: the broker may keep a session for them.
+
+        For how long a session is kept, if at all, no event tells.
+        """
+        return sorted(self._fifth - self._ports.keys())
+
+    def after(self, events: Iterable[BrokerEvent]) -> Self:
+        """Return what follows from more events; this one stays as it is."""
+        following = copy(self)
+        following._ports, following._fifth = dict(self._ports), set(self._fifth)
+        for event in events:
+            following.take(event)
+        return following
 
     def take(self, event: BrokerEvent) -> list[SessionChange]:
         """Return what an event changes. An event that was taken before, or comes too late, changes nothing."""
@@ -90,7 +113,13 @@ class OpenSessions:
 
     def _connected(self, event: ClientConnected) -> list[SessionChange]:
         name = event.client_id
-        if event.user in _INTERNAL_USERS:
+        is_internal = event.user in _INTERNAL_USERS
+        # Our own clients connect under a device's id to end its session, and leave none.
+        if event.protocol == _MQTT_5 and not is_internal:
+            self._fifth.add(name)
+        else:
+            self._fifth.discard(name)
+        if is_internal:
             return self._closed(event.at_s, name, SERVER_INITIATED)
         if self._ports.get(name) == event.source_port:
             return []

@@ -18,15 +18,42 @@ _LINE_EVERY_S: Final = 1.0
 
 @contextlib.contextmanager
 def progress_for(title: str, console: Console | None = None) -> Iterator[bulk_creation.Progress]:
-    """Give what shows the progress on the console (standard error, unless told otherwise)."""
+    """Give what shows the progress on the console (standard error, unless told otherwise).
+
+    When the run is cut off, by an error or by the person, a last line says how far it has come.
+    """
     console = console or Console(stderr=True)
+    reached = (0, 0)
+    with _shown(title, console) as show:
+
+        def note(done: int, total: int) -> None:
+            nonlocal reached
+            reached = (done, total)
+            show(done, total)
+
+        try:
+            yield note
+        finally:
+            done, total = reached
+            if done < total:
+                text = f"{title}: cut off after {done:,} of {total:,} things; the same command goes on from there"
+                _print(console, text)
+
+
+@contextlib.contextmanager
+def _shown(title: str, console: Console) -> Iterator[bulk_creation.Progress]:
     if not console.is_terminal:
         yield _Lines(console, title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    name = TextColumn("{task.description}", markup=False)
+    with Progress(name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(console: Console, text: str) -> None:
+    # A file's name may have what the console would take for markup.
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Lines:
@@ -41,6 +68,4 @@ class _Lines:
         now_s = time.monotonic()
         if now_s >= self._next_s or done == total:
             self._next_s = now_s + _LINE_EVERY_S
-            self._console.print(
-                f"{self._title}: {done:,} of {total:,} things", highlight=False, soft_wrap=True
-            )
+            _print(self._console, f"{self._title}: {done:,} of {total:,} things")

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from twinfleet.client import OperatorClient, read_ca
-from twinfleet.credentials import CredentialFiles
 from twinfleet.documents import parse_attributes
-from twinfleet.errors import FilesInTheWay, UsageFault
+from twinfleet.errors import UsageFault
 from twinfleet.issuing import issue_into, print_issued
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat, example
 from twinfleet.printing import print_document, print_json, print_line, print_table, time_text
@@ -81,28 +80,14 @@ def create(
 def _create_one(
     name: str, out: Path, *, model: str, attributes: dict[str, str], data_dir: Path, output: OutputFormat
 ) -> None:
-    client = OperatorClient.of(data_dir)
-    ca_pem = read_ca(data_dir)
-    files = CredentialFiles.in_directory(out, name.replace("/", "_"))
-    files.check(ca_pem)
-    # The library behind it takes a while to import, which the other commands need not wait for.
-    from actors.pki import generate_key_and_csr  # noqa: PLC0415
-
-    pair = generate_key_and_csr(name)
-    document = client.create_thing(name, model, attributes=attributes, csr_pem=pair.csr_pem)
-    certificate_pem = document.content["certificate_pem"]
-    try:
-        written = files.write(certificate_pem=certificate_pem, key_pem=pair.private_key_pem, ca_pem=ca_pem)
-    except FilesInTheWay as error:
-        text = f"{error} (the device is registered: `twinfleet device delete {name}` before you try again)"
-        raise FilesInTheWay(text) from None
-    if output is OutputFormat.JSON:
-        print_document(document)
-        return
-    for path in written:
-        print_line(f"wrote {path}")
-    mqtts = document.content["mqtts"]
-    print_line(f"{name} connects to mqtts://{mqtts['host']}:{mqtts['port']}")
+    document, written = issue_into(
+        out,
+        name,
+        data_dir=data_dir,
+        sign=lambda client, csr_pem: client.create_thing(name, model, attributes=attributes, csr_pem=csr_pem),
+        regret=f"the device is registered: `twinfleet device delete {name}` before you try again",
+    )
+    print_issued(document, written, output=output, who=name)
 
 
 def _create_many(

@@ -15,6 +15,8 @@ from twins.errors import ModelError
 
 # Told at once; whoever has more to mend tries again.
 _FAULT_COUNT_MAX: Final = 20
+# Of a line's fault: a cell may be as long as a book.
+_FAULT_LENGTH_MAX: Final = 400
 # What `device create` takes where nothing is said.
 _DEFAULT_MODEL: Final = "thermostat"
 _GROUPS_APART: Final = ";"
@@ -72,7 +74,7 @@ class ThingsFile:
                 description = self._description(row)
                 description.check()
             except (OperatorError, ModelError, UsageFault) as error:
-                faults.append(f"{self.path}:{line}: {error}")
+                faults.append(f"{self.path}:{line}: {_brief(str(error))}")
             else:
                 earlier = lines.setdefault(description.name, line)
                 if earlier != line:
@@ -99,6 +101,9 @@ class ThingsFile:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
+            # A pipe gives its content once.
+            if self.path.exists() and not self.path.is_file():
+                raise UsageFault(f"{self.path} is no file and can not be read twice; name a CSV file")
             with self.path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.reader(stream, strict=True)
                 columns = _columns(next(reader, []), self.path)
@@ -139,7 +144,8 @@ class ThingsFile:
 def _columns(heading: list[str], path: Path) -> list[str]:
     columns = [column.strip() for column in heading]
     if "name" not in columns:
-        text = f"has no column `name` (but: {', '.join(columns) or 'nothing'}); name the columns on the first line"
+        present = _brief(", ".join(columns) or "nothing")
+        text = f"has no column `name` (but: {present}); name the columns on the first line"
         raise UsageFault(f"{path}:1: {text}")
     seen: set[str] = set()
     for column in columns:
@@ -147,7 +153,11 @@ def _columns(heading: list[str], path: Path) -> list[str]:
         key = f"own {name}" if column in _OWN_COLUMNS else name
         if not name or key in seen:
             raise UsageFault(
-                f"{path}:1: column {column!r} is there twice, or has no name; keep one, and name it"
+                f"{path}:1: column {_brief(repr(column))} is there twice, or has no name; keep one, and name it"
             )
         seen.add(key)
     return columns
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _FAULT_LENGTH_MAX else f"{text[:_FAULT_LENGTH_MAX]} ..."

@@ -22,12 +22,27 @@ from twins.errors import ModelError
 BLOCK_SIZE: Final = 256
 _LAST_NUMBER: Final = re.compile(r"^(.*?)([0-9]+)([^0-9]*)$", re.DOTALL)
 _PLACEHOLDER: Final = re.compile(r"\{i(?::0([0-9]{1,2})d)?\}")
-_THING_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
+_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
+_CERTIFICATE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def is_name(text: str) -> bool:
+    """Tell whether `text` may be a name at all: 1 to 128 of letters, digits, colon, underscore and hyphen."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_certificate_id(text: str) -> bool:
+    """Tell whether `text` looks like the id of a certificate: 64 hexadecimal digits."""
+    return _CERTIFICATE_ID.fullmatch(text) is not None
 
 
 def is_thing_name(text: str) -> bool:
-    """Tell whether `text` may name a thing: 1 to 128 of letters, digits, colon, underscore and hyphen."""
-    return _THING_NAME.fullmatch(text) is not None
+    """Tell whether `text` may name a thing: a name that does not look like a certificate id.
+
+    A device whose certificate bears its id for a common name may write the topics of a thing of that name: there must
+    never be one, registered or not.
+    """
+    return is_name(text) and not is_certificate_id(text)
 
 
 def shard_of(thing_name: str, shard_count: int) -> int:

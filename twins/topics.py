@@ -5,10 +5,11 @@ Only the grammar lives here; who may publish or subscribe is the broker's access
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
-from twins.sharding import is_thing_name
+from twins.sharding import is_name, is_thing_name
 
 _SHADOW_NAME_MAX: Final = 64
 SHADOW_OPERATIONS: Final = ("get", "update", "delete")
@@ -16,6 +17,10 @@ SHADOW_OPERATIONS: Final = ("get", "update", "delete")
 # AWS IoT's bounds of a topic.
 TOPIC_BYTES_MAX: Final = 256
 TOPIC_SLASHES_MAX: Final = 7
+# What mosquitto ends the connection for, wherever it stands in a text (MQTT 5, 1.5.4, leaves that to the receiver):
+# control characters, surrogates, and the code points that Unicode has set aside as no characters.
+_SET_ASIDE: Final = "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
+_UNSENDABLE: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_SET_ASIDE}]")
 # Under which the parts of the platform talk to each other.
 _PLATFORM_ROOT: Final = "twinfleet"
 
@@ -55,7 +60,7 @@ class DefenderTopic:
 
 def is_shadow_name(text: str) -> bool:
     """Tell whether `text` may name a shadow: 1 to 64 of letters, digits, colon, underscore and hyphen."""
-    return len(text) <= _SHADOW_NAME_MAX and is_thing_name(text)
+    return len(text) <= _SHADOW_NAME_MAX and is_name(text)
 
 
 def parse(topic: str) -> ShadowTopic | TelemetryTopic | DefenderTopic | None:
@@ -101,12 +106,19 @@ def publishing_problem(topic: str) -> str:
     """Return why nothing can be published on `topic`, '' if something can; AWS IoT's bounds, and MQTT's own."""
     if not 1 <= len(topic.encode()) <= TOPIC_BYTES_MAX:
         return f"a topic has 1 to {TOPIC_BYTES_MAX} bytes"
-    if "+" in topic or "#" in topic or "\0" in topic:
-        return "a topic to publish on has no wildcards (+ or #) and no NUL"
+    if "+" in topic or "#" in topic:
+        return "a topic to publish on has no wildcards (+ or #)"
+    if not is_sendable(topic):
+        return "a topic has no control characters, and nothing that is no character"
     # AWS IoT does not count the levels of its own topics, which are as deep as they must be.
     if not is_reserved(topic) and topic.count("/") > TOPIC_SLASHES_MAX:
         return f"a topic has at most {TOPIC_SLASHES_MAX} slashes"
     return ""
+
+
+def is_sendable(text: str) -> bool:
+    """Tell whether the broker takes a text, in a topic or a property; for any other it ends the sender's connection."""
+    return _UNSENDABLE.search(text) is None
 
 
 def is_reserved(topic: str) -> bool:

@@ -181,7 +181,17 @@ class CertificateOffice(EventConsumer):
         return await self._revoke(found, by=by)
 
     async def withdraw(self, barred: Sequence[CertificateRecord]) -> None:
-        """Return when certificates that the registry has barred already open nothing, and their sessions are ended."""
+        """Return when certificates that the registry has barred already open nothing, and their sessions are ended.
+
+        After a WorldError that still comes, as soon as the broker can be made to.
+        """
+        try:
+            await self._withdraw(barred)
+        except WorldError:
+            self._later(partial(self._withdraw, barred), "what is left of a revocation")
+            raise
+
+    async def _withdraw(self, barred: Sequence[CertificateRecord]) -> None:
         held = await self._held(barred)
         common_names = [name for name in dict.fromkeys(one.common_name for one in barred) if name not in held]
         for common_name in common_names:
@@ -206,10 +216,23 @@ class CertificateOffice(EventConsumer):
 
     async def _revoke(self, records: Sequence[CertificateRecord], *, by: str) -> list[CertificateRecord]:
         async with self._turn:
-            revoked = [await self._bar(one, "REVOKED", action="certificate.revoke", by=by) for one in records]
+            try:
+                revoked = [
+                    await self._bar(one, "REVOKED", action="certificate.revoke", by=by) for one in records
+                ]
+            except WorldError:
+                # Whether it was kept is not known. If it was, the broker must hear of it.
+                self._later(partial(self._follow, records), "what is left of a revocation")
+                raise
             # Also those revoked before: that attempt may have been cut off.
             await self.withdraw(revoked)
         return revoked
+
+    async def _follow(self, records: Sequence[CertificateRecord]) -> None:
+        """Withdraw those of the certificates that the registry has barred."""
+        async with self._turn:
+            found = [await self._registry.certificates.get(one.certificate_id) for one in records]
+            await self._withdraw([one for one in found if one is not None and one.is_barred])
 
     async def _bar(
         self,
@@ -252,7 +275,7 @@ class CertificateOffice(EventConsumer):
                     action = "certificate.retire"
                     retired.append(await self._bar(old, "INACTIVE", action=action, by="platform"))
                 old_id = old.replaces
-            await self.withdraw(retired)
+            await self._withdraw(retired)
             # Last: cut off before, the next use does it again.
             done = msgspec.structs.replace(new, replaces="")
             await self._registry.certificates.change(new, done, action="certificate.use", by="platform")

@@ -246,6 +246,8 @@ class DeviceOffice:
             if draft.is_open and draft.name in known:
                 draft.outcome = await self._earlier_enrolment(draft, known[draft.name], by)
         groups = await self._check_places(drafts)
+        await self._check_keys(drafts)
+        # Last: a device that is refused leaves no twin.
         await self._register_twins([draft for draft in drafts if draft.is_open])
         fresh = [draft for draft in drafts if draft.is_open]
         for start in range(0, len(fresh), ADDITION_COUNT_MAX):
@@ -267,8 +269,15 @@ class DeviceOffice:
         if draft.issued is None:
             return Enrolment(known, None, is_new=False)
         for certificate in await self._registry.certificates.of_thing(known):
-            if certificate.certificate_id == draft.issued.certificate_id:
-                return Enrolment(known, certificate, is_new=False)
+            if certificate.certificate_id != draft.issued.certificate_id:
+                continue
+            if not certificate.is_in_force:
+                reason = (
+                    f"is registered already, and the certificate of this key is {certificate.status.lower()}; "
+                    f"get one for another key with `twinfleet device rotate {known.name}`"
+                )
+                return ThingExists(known.name, reason)
+            return Enrolment(known, certificate, is_new=False)
         if known.certificate_ids:
             reason = (
                 "is registered already, with another certificate; delete it first, or choose another name"
@@ -312,6 +321,12 @@ class DeviceOffice:
             return refusal
         found.update((group.name, group) for group in groups)
         return None
+
+    async def _check_keys(self, drafts: Sequence[_Draft]) -> None:
+        issued = {draft.issued.certificate_id: draft for draft in drafts if draft.is_open and draft.issued}
+        for certificate_id in await self._registry.certificates.known(list(issued)):
+            problem = "its key has been certified before; make a new key for each device"
+            issued[certificate_id].outcome = DescriptionError("the certificate signing request", problem)
 
     async def _register_twins(self, drafts: Sequence[_Draft]) -> None:
         replies = await self._fleet.ask_many([_registration(draft.record) for draft in drafts])

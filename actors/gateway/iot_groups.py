@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from actors.errors import DescriptionError
+from actors.errors import DescriptionError, RecordNotFound
 from actors.gateway.arns import group_arn, name_in_arn, type_arn
 from actors.gateway.authentication import caller_of
 from actors.gateway.grouping import GroupChange, GroupDescription, GroupOffice, TypeOffice
@@ -74,7 +75,10 @@ def iot_type_routes(types: TypeOffice, registry: Registry) -> APIRouter:
         name: Annotated[str, Query(alias="thingTypeName")] = "",
     ) -> Response:
         if name:
-            return document({"thingTypes": [_type_view(await registry.types.get(name))]})
+            # As every listing that is filtered, it may be empty.
+            with suppress(RecordNotFound):
+                return document({"thingTypes": [_type_view(await registry.types.get(name))]})
+            return document({"thingTypes": []})
         found, after = await registry.types.page(after=next_token, limit=max_results)
         return document({"thingTypes": [_type_view(record) for record in found], **given(nextToken=after)})
 

@@ -37,7 +37,8 @@ def iot_search_routes(search: FleetSearch) -> APIRouter:
         if name != INDEX_NAME:
             raise HTTPException(404, f"there is no index {name!r}; there is {INDEX_NAME}")
         # Nothing is ever built: whoever asks gets what is so at that moment.
-        return document({"indexName": INDEX_NAME, "indexStatus": "ACTIVE", "schema": "REGISTRY_AND_SHADOW"})
+        # The schema that has more than registry, shadow and connectivity: named shadows and device metrics.
+        return document({"indexName": INDEX_NAME, "indexStatus": "ACTIVE", "schema": "MULTI_INDEXING_MODE"})
 
     return router
 

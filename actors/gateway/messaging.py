@@ -9,10 +9,10 @@ from typing import Final
 
 from actors.errors import BrokerError, DescriptionError
 from actors.mqtt_retained import FILTER_COUNT_MAX, RetainedMessage
-from actors.retained import THING_TOPIC_COUNT_MAX, RetainedNotes
+from actors.retained import THING_TOPIC_COUNT_MAX, RetainedNotes, is_retainable
 from twins.clock import Clock
 from twins.messages import Delivery, Publish
-from twins.topics import is_reserved, publishing_problem
+from twins.topics import publishing_problem
 
 # The broker answers in milliseconds; while it is away the bridge waits for it, and a client should not.
 _PUBLISH_TIMEOUT_S: Final = 5.0
@@ -67,7 +67,7 @@ class Messaging:
             raise BrokerError(f"{text}, or publish it again", retryable=True) from None
 
     async def _note(self, topic: str, payload: bytes) -> None:
-        if is_reserved(topic):
+        if not is_retainable(topic):
             raise DescriptionError(
                 f"topic {topic!r}", "is reserved, nothing is retained there; leave out retain"
             )

@@ -27,7 +27,6 @@ from actors.gateway.key_routes import key_routes
 from actors.gateway.middleware import BodyLimit, RequestMetrics
 from actors.gateway.platform_view import PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
-from actors.gateway.provisioning_routes import TemplateOffice, provisioning_routes
 from actors.gateway.shadow_routes import ask, listing_routes, shadow_routes
 from actors.gateway.standing_fleets import FleetDescription, FleetOffice
 from actors.gateway.thing_routes import endpoints_view, thing_routes
@@ -39,6 +38,8 @@ from actors.wall_clock import WallClock
 from twins.messages import Operation
 
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics")
+# Only for the description of the API; the middleware checks the token.
+GUARDED: Final = (Depends(HTTPBearer(auto_error=False)),)
 # A device that reports once a day is silent enough.
 _REPORT_EVERY_MAX_S: Final = 86_400
 
@@ -94,26 +95,21 @@ def create_app(
     app.state.metrics = metrics
     app.state.settle = settle
     install_problems(app)
-    # Only for the description of the API; the middleware checks the token.
-    guarded = [Depends(HTTPBearer(auto_error=False))]
-    app.include_router(shadow_routes(fleet), dependencies=guarded)
-    app.include_router(listing_routes(fleet), dependencies=guarded)
-    app.include_router(_twin_routes(fleet), dependencies=guarded)
+    app.include_router(shadow_routes(fleet), dependencies=GUARDED)
+    app.include_router(listing_routes(fleet), dependencies=GUARDED)
+    app.include_router(_twin_routes(fleet), dependencies=GUARDED)
     things = thing_routes(devices, registry, authority=authority, platform=platform)
-    app.include_router(things, dependencies=guarded)
-    app.include_router(iot_routes(devices, fleet, registry, platform=platform), dependencies=guarded)
+    app.include_router(things, dependencies=GUARDED)
+    app.include_router(iot_routes(devices, fleet, registry, platform=platform), dependencies=GUARDED)
     issuing = certificate_routes(certificates, authority=authority, platform=platform)
-    app.include_router(issuing, dependencies=guarded)
-    templates = TemplateOffice(registry, certificates, clock=WallClock())
-    provisioning = provisioning_routes(templates, authority=authority, platform=platform)
-    app.include_router(provisioning, dependencies=guarded)
-    app.include_router(_fleet_routes(fleets, registry), dependencies=guarded)
-    app.include_router(_cluster_routes(registry, platform), dependencies=guarded)
+    app.include_router(issuing, dependencies=GUARDED)
+    app.include_router(_fleet_routes(fleets, registry), dependencies=GUARDED)
+    app.include_router(_cluster_routes(registry, platform), dependencies=GUARDED)
     app.include_router(_probe_routes(registry, platform, metrics))
-    app.include_router(key_routes(identity), dependencies=guarded)
-    app.include_router(publish_routes(platform.messaging, operators_may_publish), dependencies=guarded)
-    app.include_router(retained_routes(platform.messaging), dependencies=guarded)
-    app.include_router(jobs_routes(registry), dependencies=guarded)
+    app.include_router(key_routes(identity), dependencies=GUARDED)
+    app.include_router(publish_routes(platform.messaging, operators_may_publish), dependencies=GUARDED)
+    app.include_router(retained_routes(platform.messaging), dependencies=GUARDED)
+    app.include_router(jobs_routes(registry), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.
     app.add_middleware(Authentication, identity=identity, open_paths=OPEN_PATHS)
     app.add_middleware(BodyLimit)

@@ -83,4 +83,5 @@ async def ask(
 def check_thing_name(thing: str) -> None:
     """Refuse what cannot be a thing name."""
     if not is_thing_name(thing):
-        raise HTTPException(400, f"{thing!r} is no thing name: 1 to 128 of letters, digits, :, _ and -")
+        text = "1 to 128 of letters, digits, :, _ and -, and unlike the id of a certificate"
+        raise HTTPException(400, f"{thing!r} is no thing name: {text}")

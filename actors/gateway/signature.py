@@ -105,7 +105,7 @@ def _signature(
     if service not in SERVICES:
         known = ", ".join(sorted(SERVICES))
         raise SignatureRefused(INVALID, f"the credential is for service {service!r}; here are {known}")
-    if not _TIME.fullmatch(timestamp) or not timestamp.startswith(date):
+    if not _TIME.fullmatch(timestamp) or timestamp[: len("YYYYMMDD")] != date:
         problem = "send the time of signing as X-Amz-Date: YYYYMMDDTHHMMSSZ, with the date of the credential"
         raise SignatureRefused(INCOMPLETE, problem)
     names = tuple(signed_headers.split(";"))

@@ -5,6 +5,7 @@ Owns their records; the secrets arrive sealed. One process writes, so what it re
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Final, Literal
 
@@ -12,7 +13,7 @@ import msgspec
 
 from actors.errors import AccessKeyExists, AccessKeyNotFound, DescriptionError
 from actors.registry.store import RegistryStore, encode
-from twins.sharding import is_thing_name
+from twins.sharding import is_name
 
 Role = Literal["viewer", "operator", "admin"]
 
@@ -56,6 +57,8 @@ class AccessKeys:
         self._store = store
         # By id; None until somebody asks.
         self._known: dict[str, AccessKeyRecord] | None = None
+        # A change and a reading do not overlap: what was read before a key was deleted would count after it.
+        self._turn = asyncio.Lock()
 
     async def all(self) -> list[AccessKeyRecord]:
         """Return all access keys in name order."""
@@ -64,23 +67,31 @@ class AccessKeys:
 
     async def find(self, access_key_id: str) -> AccessKeyRecord | None:
         """Return the key of that id, None if there is none; from memory, so only in the process that writes."""
-        return (await self._by_id()).get(access_key_id)
+        known = self._known
+        if known is None:
+            async with self._turn:
+                known = await self._by_id()
+        return known.get(access_key_id)
 
     async def _by_id(self) -> dict[str, AccessKeyRecord]:
+        """Return the keys by their ids; for whoever has the turn."""
         if self._known is None:
             self._known = {record.access_key_id: record for record in await self.all()}
         return self._known
 
     async def add(self, record: AccessKeyRecord, *, by: str) -> None:
         """Keep a new access key; AccessKeyExists if its name is taken, DescriptionError if it may not be one."""
-        if not is_thing_name(record.name) or record.name in _RESERVED_NAMES:
+        if not is_name(record.name) or record.name in _RESERVED_NAMES:
             allowed = (
                 "1 to 128 of letters, digits, colon, underscore and hyphen, other than operator, platform"
             )
             raise DescriptionError("access key name", f"{record.name!r} is none; take {allowed}")
-        known = await self._by_id()
-        if len(known) >= COUNT_MAX:
-            raise DescriptionError("access key", f"{COUNT_MAX} exist, which is the most; delete some")
+        async with self._turn:
+            if len(await self._by_id()) >= COUNT_MAX:
+                raise DescriptionError("access key", f"{COUNT_MAX} exist, which is the most; delete some")
+            await self._keep(record, by)
+
+    async def _keep(self, record: AccessKeyRecord, by: str) -> None:
         key = self._store.key("access_key", record.name)
         commands = [
             ["SET", key, encode(record)],
@@ -96,12 +107,13 @@ class AccessKeys:
     async def remove(self, name: str, *, by: str) -> AccessKeyRecord:
         """Forget an access key, from now on, and return what it was; AccessKeyNotFound if there is none."""
         key = self._store.key("access_key", name)
-        record = await self._store.read(key, AccessKeyRecord)
-        if record is None:
-            raise AccessKeyNotFound(name)
-        commands = [["DEL", key], ["ZREM", self._store.key("access_keys"), name]]
-        try:
-            await self._store.change("access_key.delete", name, commands, by=by)
-        finally:
-            self._known = None
+        async with self._turn:
+            record = await self._store.read(key, AccessKeyRecord)
+            if record is None:
+                raise AccessKeyNotFound(name)
+            commands = [["DEL", key], ["ZREM", self._store.key("access_keys"), name]]
+            try:
+                await self._store.change("access_key.delete", name, commands, by=by)
+            finally:
+                self._known = None
         return record

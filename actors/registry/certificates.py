@@ -40,6 +40,11 @@ class Certificates:
         """Return the certificate of that id, revoked or not, also of a thing long removed; None if unknown."""
         return await self._store.read(self._store.key("certificate", certificate_id), CertificateRecord)
 
+    async def known(self, certificate_ids: Sequence[str]) -> set[str]:
+        """Return those of these ids that certificates have had, in force or not."""
+        found = await self._store.read_all("certificate", certificate_ids, CertificateRecord)
+        return {one.certificate_id for one in found}
+
     async def of_common_names(self, common_names: Sequence[str]) -> dict[str, CertificateRecord]:
         """Return, by common name, the certificate in force that carries it; names of which there is none are left out.
 
@@ -138,13 +143,25 @@ class Certificates:
             raise _changed_meanwhile(before)
 
     async def forget(self, record: CertificateRecord, *, by: str) -> None:
-        """Delete a certificate that has no thing; its serial stays refused. Done twice, nothing changes."""
+        """Delete a certificate that has no thing; its serial stays refused. Done twice, nothing changes.
+
+        StoreError (retryable) if the certificate was changed meanwhile: read it again.
+        """
+        key = self._store.key("certificate", record.certificate_id)
+        text = await self._store.text(key)
+        if not text:
+            return
+        if decode(text, CertificateRecord, key=key) != record:
+            raise _changed_meanwhile(record)
         commands = self.commands(record, msgspec.structs.replace(record, status="REVOKED"))
         commands += [
-            ["DEL", self._store.key("certificate", record.certificate_id)],
+            ["DEL", key],
             ["ZREM", self._store.key(f"certificates:{record.kind}"), record.certificate_id],
         ]
-        await self._store.change("certificate.delete", record.certificate_id, commands, by=by)
+        if await self._store.change(
+            "certificate.delete", record.certificate_id, commands, conditions=[(key, text)], by=by
+        ):
+            raise _changed_meanwhile(record)
 
     def commands(self, before: CertificateRecord | None, after: CertificateRecord) -> list[list[str]]:
         """Return what keeps `after` in the place of `before` (None: it is new), with all indexes but the thing's."""

@@ -12,10 +12,9 @@ import msgspec
 
 from actors.broker_log import is_reserved_name
 from actors.errors import DescriptionError
-from actors.pki import is_certificate_id
 from twins.messages import GroupOrder
 from twins.model import MODELS, UNTYPED, model_named
-from twins.sharding import is_thing_name
+from twins.sharding import is_certificate_id, is_name
 
 # AWS IoT takes as many for a thing of a type.
 ATTRIBUTE_COUNT_MAX: Final = 50
@@ -140,8 +139,6 @@ class ThingPage(msgspec.Struct, frozen=True):
 def check_thing(name: str, model: str, attributes: Mapping[str, str]) -> None:
     """Refuse, with DescriptionError or ModelError, what may not be registered as a thing."""
     check_name(name, "thing name")
-    # The device of another thing, with a long name, has its certificate's id for a user name, and every user name may
-    # write the topics of the thing of that name: so there must be no such thing.
     if is_certificate_id(name):
         problem = f"{name!r} looks like a certificate id, 64 hexadecimal digits; take a name that does not"
         raise DescriptionError("thing name", problem)
@@ -154,7 +151,7 @@ def check_thing(name: str, model: str, attributes: Mapping[str, str]) -> None:
 
 def check_name(name: str, subject: str) -> None:
     """Refuse, with DescriptionError, what may name no thing, thing type or thing group; `subject` says which."""
-    if not is_thing_name(name):
+    if not is_name(name):
         problem = f"{name!r} is none; take 1 to 128 of letters, digits, colon, underscore and hyphen"
         raise DescriptionError(subject, problem)
 
@@ -202,7 +199,7 @@ def _check_description(text: str) -> None:
 
 def check_fleet_name(name: str) -> None:
     """Refuse, with DescriptionError, a name that cannot begin the thing names of a standing fleet."""
-    if not is_thing_name(name) or len(name) > FLEET_NAME_LENGTH_MAX:
+    if not is_name(name) or len(name) > FLEET_NAME_LENGTH_MAX:
         allowed = f"1 to {FLEET_NAME_LENGTH_MAX} of letters, digits, colon, underscore and hyphen"
         raise DescriptionError("fleet name", f"{name!r} is none; take {allowed}")
 
@@ -250,12 +247,12 @@ class ThingDescription:
         )
 
     def describes(self, thing: ThingRecord) -> bool:
-        """Tell whether a registered thing is just what is described."""
+        """Tell whether a registered thing is what is described; a model or a group that is not named may be any."""
         return (
-            self.device_model == thing.model
+            self.model in ("", thing.model)
             and self.attributes == thing.attributes
             and self.thing_type == thing.thing_type
-            and sorted(set(self.groups)) == thing.groups
+            and set(self.groups) <= set(thing.groups)
         )
 
 

@@ -117,8 +117,8 @@ class Device:
             self.publish(f"telemetry/{self._thing_name}/{stream}", payload, qos=qos)
         await self.sent()
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1) -> None:
-        self._client.publish(topic, payload, qos=qos)
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, is_retained: bool = False) -> None:
+        self._client.publish(topic, payload, qos=qos, retain=is_retained)
 
     async def sent(self) -> None:
         """Return when the broker has all that was published at QoS 1."""

@@ -9,13 +9,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from actors.access import BrokerAccess
 from actors.broker import broker_log_file, end_session, events_listener
-from actors.errors import ProcessEnded
+from actors.errors import ProcessEnded, StoreError
 from actors.gateway.certificates import CertificateOffice
 from actors.mqtt_events import CLIENT_ID, EventsSession
 from actors.mqtt_link import BrokerConnection
@@ -269,6 +269,38 @@ async def test_an_open_session_ends_with_its_certificate(place: Place) -> None:
         connection.settimeout(ENDED_WITHIN_S)
         assert connection.recv(1) == b""
     assert not await place.admits(holder)
+
+
+def cut_off_once(monkeypatch: pytest.MonkeyPatch, owner: object, method: str) -> None:
+    """Make the next call of a method do its work and then fail, as one whose answer is lost."""
+    whole = getattr(owner, method)
+
+    async def without_answer(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(owner, method, whole)
+        await whole(*arguments, **options)
+        raise StoreError("the answer was lost; try again", retryable=True)
+
+    monkeypatch.setattr(owner, method, without_answer)
+
+
+@pytest.mark.parametrize("step", ["registry", "reload"])
+async def test_a_revocation_that_was_cut_off_is_completed_without_another_attempt(
+    place: Place, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    stolen = await place.thing("stolen")
+    with place.connect(stolen) as connection:
+        connection.sendall(CONNECT)
+        assert connection.recv(4) == CONNACK
+        if step == "registry":
+            cut_off_once(monkeypatch, place.registry.certificates, "change")
+        else:
+            cut_off_once(monkeypatch, place.door, "reload_access")
+        with pytest.raises(StoreError):
+            await place.office.revoke_thing("stolen", by="anna")
+        await until(lambda: place.door.ended == ["stolen"])
+        assert await asyncio.to_thread(connection.recv, 1) == b""
+    assert not await place.admits(stolen)
+    await place.office.close()
 
 
 async def test_one_certificate_of_two_is_revoked_and_the_other_works_on(watched: Place) -> None:

@@ -19,8 +19,11 @@ from botocore.exceptions import ClientError
 
 from actors.errors import StoreError
 from actors.gateway.server import HttpServer
+from actors.registry.access_keys import AccessKeyRecord, AccessKeys
+from actors.registry.store import RegistryStore
 from actors.store import RedisServer
 from actors.vault import Vault
+from actors.wall_clock import WallClock
 from tests.integration.boto3_clients import boto3_client, refusal
 from tests.integration.running_gateway import Gateway, assert_problem, open_gateway
 from tests.running_store import running_store
@@ -135,6 +138,36 @@ async def test_a_wrong_secret_an_unknown_key_and_a_deleted_one_are_forbidden(sit
         assert (await operator.delete("/v1/keys/ci")).json()["name"] == "ci"
         assert_problem(await operator.delete("/v1/keys/ci"), 404, "ResourceNotFoundException")
     assert refusal(await site.refused("iot", "list_things", key)) == (403, "UnrecognizedClientException")
+
+
+class SlowlyRead(AccessKeys):
+    """Keys of which a reading takes until it is told to end."""
+
+    def __init__(self, store: RegistryStore) -> None:
+        super().__init__(store)
+        self.has_read = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def all(self) -> list[AccessKeyRecord]:
+        found = await super().all()
+        self.has_read.set()
+        await self.may_end.wait()
+        return found
+
+
+async def test_a_key_that_is_deleted_while_keys_are_read_is_not_found_again(store: RedisServer) -> None:
+    opened = await RegistryStore.open(store.url, WallClock(), prefix=next(_PREFIXES))
+    await AccessKeys(opened).add(AccessKeyRecord("AKIA", "ci", "admin", b"sealed", 0), by="anna")
+    keys = SlowlyRead(opened)
+    finding = asyncio.create_task(keys.find("AKIA"))
+    await keys.has_read.wait()
+    removal = asyncio.create_task(keys.remove("ci", by="anna"))
+    # If it does not wait for the reading, it is through by then.
+    await asyncio.wait([removal], timeout=0.1)
+    keys.may_end.set()
+    await asyncio.gather(finding, removal)
+    assert await keys.find("AKIA") is None
+    await opened.close()
 
 
 @pytest.mark.parametrize("minutes", [-6, 6])

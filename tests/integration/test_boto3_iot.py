@@ -140,6 +140,16 @@ async def test_the_same_thing_again_is_the_same_and_another_one_is_refused(iot: 
     assert "lamp" in text
 
 
+async def test_a_thing_that_came_otherwise_is_the_same_where_nothing_else_was_asked(
+    gateway: Gateway, iot: Iot
+) -> None:
+    async with gateway.client() as http:
+        made = (await http.post("/v1/things", json={"name": "lamp", "model": "thermostat"})).json()
+    await iot("create_thing_group", thingGroupName="hall")
+    await iot("add_thing_to_thing_group", thingGroupName="hall", thingName="lamp")
+    assert (await iot("create_thing", thingName="lamp"))["thingId"] == made["thing_id"]
+
+
 async def test_a_version_that_is_not_current_is_a_conflict(iot: Iot) -> None:
     await iot("create_thing", thingName="lamp")
     payload = {"attributes": {"a": "b"}}
@@ -312,6 +322,8 @@ async def test_a_type_is_created_deprecated_and_deleted_by_the_rules(iot: Iot) -
     await iot("create_thing_type", thingTypeName="bell")
     listed = await iot.pages("list_thing_types", "thingTypes", maxResults=1)
     assert [[found["thingTypeName"] for found in page] for page in listed] == [["bell"], ["lamp"]]
+    for name, count in (("bell", 1), ("be", 0)):
+        assert len((await iot("list_thing_types", thingTypeName=name))["thingTypes"]) == count
 
 
 # Thing groups

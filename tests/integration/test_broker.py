@@ -25,7 +25,9 @@ from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import loopback_addresses, wait_until
 from actors.settings import DataDirectory, PlatformSettings, is_process_alive, write_atomically
 from actors.store import RedisServer
+from tests.integration.raw_mqtt import CONNACK, PING, PUBACK, Connect, RawSession, publish
 from tests.integration.running_broker import Site, make_site
+from twins.topics import is_sendable, publishing_problem
 
 # A local broker answers in milliseconds; a loaded machine gets the rest.
 DEADLINE_S = 10.0
@@ -320,6 +322,29 @@ def test_the_internal_listener_wants_the_password(site: Site) -> None:
         connection.sendall(bytes([0x10, len(body)]) + body)
         # Return code 5: not authorized.
         assert connection.recv(4) == b"\x20\x02\x00\x05"
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        *("\x01", "\x1f", " ", "~", "\x7f", "\x9f", "\xa0", "\ud7ff", "\ue000"),
+        *("\ufdcf", "\ufdd0", "\ufdef", "\ufdf0", "\ufeff", "\ufffd", "\ufffe"),
+        *("\U0001fffd", "\U0001fffe", "\U00020000", "\U0010fffd", "\U0010ffff"),
+    ],
+)
+def test_the_broker_ends_a_connection_for_the_very_texts_that_we_do_not_send(
+    site: Site, character: str
+) -> None:
+    internal = site.broker.internal
+    connect = Connect(b"app.texts", user_name=internal.user_name, password=internal.password)
+    with socket.create_connection((internal.host, internal.port), timeout=DEADLINE_S) as link:
+        session = RawSession(link)
+        session.send(connect.encode())
+        session.send(publish(f"texts/{character}", packet_id=1) + PING)
+        answers = [session.next_packet() for _ in range(2)]
+    kinds = [None if answer is None else answer.kind for answer in answers]
+    assert kinds == [CONNACK, PUBACK if is_sendable(character) else None]
+    assert (publishing_problem(f"texts/{character}") == "") is is_sendable(character)
 
 
 # ---- who reads and writes what -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from actors.gateway.server import HttpServer
 from actors.pki import generate_key_and_csr
@@ -18,6 +20,7 @@ from actors.store import RedisServer
 from tests.integration.running_gateway import TOKEN, Gateway, assert_problem, open_gateway
 from tests.running_store import running_store
 from twinfleet.bulk_creation import Credentials, Tally, create_from_file
+from twinfleet.bulk_progress import progress_for
 from twinfleet.client import Document, OperatorClient
 from twinfleet.errors import FilesInTheWay, PlatformUnreachable, UsageFault
 from twinfleet.things_file import ThingsFile
@@ -198,6 +201,62 @@ async def test_a_batch_that_was_carried_out_and_not_answered_is_no_obstacle(
     assert len(list((tmp_path / "keys").glob("*.pem"))) == 401
 
 
+async def test_a_run_that_is_cut_off_tells_how_far_it_came(
+    client: OperatorClient, gateway: Gateway, tmp_path: Path
+) -> None:
+    path = write_things(tmp_path / "[red]things.csv", 1100)
+    gone = _CutOff(client._url.geturl(), TOKEN)
+    gone.left = 2
+    told = io.StringIO()
+
+    def run() -> None:
+        with progress_for(path.name, Console(file=told)) as progress:
+            create_from_file(gone, ThingsFile(path), credentials=None, progress=progress)
+
+    with pytest.raises(PlatformUnreachable):
+        await asyncio.to_thread(run)
+    assert told.getvalue().splitlines() == [
+        "[red]things.csv: 0 of 1,100 things",
+        "[red]things.csv: cut off after 500 of 1,100 things; the same command goes on from there",
+    ]
+    # The batch that was not answered was carried out.
+    assert await gateway.registry.things.count() == 1000
+
+
+async def test_a_revoked_certificate_is_not_given_again_as_if_it_were_good(
+    client: OperatorClient, gateway: Gateway, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    path = write_things(tmp_path / "things.csv", 3)
+    credentials = Credentials(tmp_path / "keys", gateway.authority.certificate_pem())
+    await create(client, path, credentials)
+    assert (await http.delete("/v1/things/lamp-00001/certificates")).status_code == 200
+    tally, _ = await create(client, path, credentials)
+    assert (tally.present_count, tally.refused_count) == (2, 1)
+    assert "is revoked; get one for another key" in tally.refused[0]["detail"]
+    # Who asks for no certificate has nothing to miss.
+    tally, _ = await create(client, path)
+    assert (tally.present_count, tally.refused_count) == (3, 0)
+
+
+async def test_things_that_have_joined_groups_since_are_still_those_of_the_file(
+    client: OperatorClient, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    path = write_things(tmp_path / "things.csv", 3)
+    await create(client, path)
+    assert (await http.post("/thing-groups/hall", json={})).status_code == 200
+    joined = await http.put(
+        "/thing-groups/addThingToThingGroup", json={"thingGroupName": "hall", "thingName": "lamp-00001"}
+    )
+    assert joined.status_code == 200
+    tally, _ = await create(client, path)
+    assert (tally.present_count, tally.refused_count) == (3, 0)
+    path.write_text(
+        "name,model,site,floor,groups\nlamp-00001,untyped,ber,1,hall\nlamp-00002,untyped,ber,2,hall\n"
+    )
+    tally, _ = await create(client, path)
+    assert [refused["thing_name"] for refused in tally.refused] == ["lamp-00002"]
+
+
 # The batch itself
 
 
@@ -239,6 +298,9 @@ async def test_one_refusal_in_a_batch_stops_no_other(gateway: Gateway, http: htt
     results = (await http.post("/v1/things/batch", json={"things": things})).json()["results"]
     assert [result["outcome"] for result in results] == ["refused", "created"]
     assert "certified before" in results[0]["detail"]
+    # What is refused leaves nothing behind.
+    twins = (await gateway.fleet.twins_table(["name", "origin"])).to_pylist()
+    assert sorted(twin["name"] for twin in twins if twin["origin"] == "real") == ["good", "honest", "last"]
 
 
 @pytest.mark.parametrize(

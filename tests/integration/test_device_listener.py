@@ -98,6 +98,19 @@ async def test_devices_have_no_operators_api(device_site: DeviceSite) -> None:
             assert_problem(refused, 404, "ResourceNotFoundException")
 
 
+@pytest.mark.parametrize("character", ["%00", "%01", "%7F", "%C2%85", "%EF%BF%BE", "%EF%B7%90"])
+async def test_a_topic_for_which_the_broker_would_end_the_bridge_is_refused(
+    device_site: DeviceSite, character: str
+) -> None:
+    async with await device_site.enrol("lamp") as lamp:
+        refused = await lamp.post(f"/topics/telemetry/lamp/{character}", content=b"{}")
+        assert_problem(refused, 400, "InvalidRequestException")
+        for name in ("contentType", "responseTopic"):
+            refused = await lamp.post(f"/topics/telemetry/lamp/a?{name}={character}", content=b"{}")
+            assert_problem(refused, 400, "InvalidRequestException")
+    assert device_site.gateway.platform.published == []
+
+
 async def test_a_device_without_a_certificate_gets_no_tls(device_site: DeviceSite) -> None:
     context = ssl.create_default_context(cafile=str(device_site.gateway.authority.ca_file))
     async with httpx.AsyncClient(base_url=device_site.server.url, verify=context) as nobody:

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from actors.errors import DescriptionError, ProvisioningRefused
 from actors.pki import generate_key_and_csr
-from actors.provisioning_hook import TIMEOUT_S, ask_hook, check_hook
-from actors.provisioning_office import CREATE_FROM_CSR_TOPIC, CREATE_KEYS_TOPIC, ProvisioningOffice
-from actors.provisioning_turns import ClaimAnswer, ClaimRequest
+from actors.provisioning.hook import TIMEOUT_S, ask_hook, check_hook
+from actors.provisioning.office import CREATE_FROM_CSR_TOPIC, CREATE_KEYS_TOPIC, ProvisioningOffice
+from actors.provisioning.turns import ClaimAnswer, ClaimRequest
 from actors.registry.records import CertificateRecord
 from actors.registry.templates import TOKEN_LIFE_S, TemplateRecord
 from actors.store import RedisServer

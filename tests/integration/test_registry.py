@@ -302,6 +302,61 @@ async def test_records_of_an_older_version_are_read_and_indexed_once(
     assert actions.count("registry.index") == 2, "one for the records, one for the mark that it is done"
 
 
+# As the first release kept them: literally, so that nothing which is changed here can change them with it.
+_FIRST_ID, _SECOND_ID = "a" * 64, "b" * 64
+_LONG_NAME = "n" * 100
+_FIRST_RELEASE = {
+    "thing:lamp": '{"name":"lamp","model":"thermostat","attributes":{"room":"hall"},"created_at_s":1750000000,'
+    f'"certificate_ids":["{_FIRST_ID}"],"status":"ACTIVE"}}',
+    f"thing:{_LONG_NAME}": f'{{"name":"{_LONG_NAME}","model":"untyped","attributes":{{}},"created_at_s":1750000001,'
+    f'"certificate_ids":["{_SECOND_ID}"],"status":"ACTIVE"}}',
+    "thing:going": '{"name":"going","model":"untyped","attributes":{},"created_at_s":1750000002,'
+    '"certificate_ids":[],"status":"DELETING"}',
+    f"certificate:{_FIRST_ID}": f'{{"certificate_id":"{_FIRST_ID}","thing_name":"lamp","common_name":"lamp",'
+    '"serial":"730750818665451459101842416358141509827966271487","pem":"PEM","created_at_s":1750000000,'
+    '"not_after_s":1850000000,"status":"REVOKED"}',
+    f"certificate:{_SECOND_ID}": f'{{"certificate_id":"{_SECOND_ID}","thing_name":"{_LONG_NAME}",'
+    f'"common_name":"{_SECOND_ID}","serial":"2","pem":"PEM","created_at_s":1750000001,'
+    '"not_after_s":1850000000,"status":"ACTIVE"}',
+    "fleet:hall": '{"group":{"name":"hall","model":"thermostat","thing_name":"hall-{i:06d}","count":10,"seed":1,'
+    '"start_s":1750000000,"tick_s":1,"report_every_ticks":10,"attributes":[["site",["ber","muc"],[0.5,0.5]]]},'
+    '"created_at_s":1750000000,"status":"ACTIVE"}',
+}
+
+
+async def test_what_the_first_release_kept_is_read_changed_and_removed(store: RedisServer) -> None:
+    prefix = "first-release:registry"
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        client.xadd(prefix, {"at": "1", "by": "platform", "action": "registry.open", "subject": ""}, id="4-0")
+        client.mset({f"{prefix}:{name}": text for name, text in _FIRST_RELEASE.items()})
+        client.zadd(f"{prefix}:things", {"lamp": 0, _LONG_NAME: 0, "going": 0})
+        client.zadd(f"{prefix}:removals", {"going": 0})
+        client.zadd(f"{prefix}:fleets", {"hall": 0})
+        client.hset(f"{prefix}:acl", _SECOND_ID, _LONG_NAME)
+    registry = await Registry.open(store.url, VirtualClock(NOW_S), prefix="first-release:")
+    page = await registry.things.page()
+    assert [thing.name for thing in page.things] == ["going", "lamp", _LONG_NAME]
+    lamp = await registry.things.get("lamp")
+    assert (lamp.version, lamp.thing_type, lamp.groups, lamp.attributes) == (1, "", [], {"room": "hall"})
+    (certificate,) = await registry.certificates.of_thing(lamp)
+    assert (certificate.kind, certificate.is_barred) == ("thing", True)
+    assert set(await registry.certificates.revoked()) == {int(certificate.serial)}
+    assert await registry.certificates.acl_entries() == {_SECOND_ID: _LONG_NAME}
+    (fleet,) = await registry.fleets.all()
+    assert fleet.group.group().attributes[0].values == ("ber", "muc")
+    changed = await registry.things.change(
+        "lamp", lambda thing: replace(thing, thing_type="lamp"), action="thing.update", by="x"
+    )
+    assert changed.thing_id == lamp.thing_id
+    assert [thing.name for thing in (await registry.things.page(thing_type="lamp")).things] == ["lamp"]
+    assert await registry.things.removals() == ["going"]
+    await registry.things.remove("going")
+    assert [one.status for one in await registry.things.begin_removal(_LONG_NAME)] == ["REVOKED"]
+    assert await registry.certificates.acl_entries() == {}
+    assert (await registry.fleets.set_status("hall", "DELETING")).status == "DELETING"
+    await registry.close()
+
+
 async def test_names_of_a_pattern_are_found_among_registered_things(
     registry: Registry, authority: CertificateAuthority
 ) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 
 from actors.errors import BrokerError
 from actors.mqtt_retained import read_retained
 from actors.mqtt_session import MqttSession
-from actors.retained import RETAINABLE_FILTERS, THING_TOPIC_COUNT_MAX, RetainedKeeper, RetainedNotes
+from actors.retained import (
+    RETAINABLE_FILTERS,
+    THING_TOPIC_COUNT_MAX,
+    RetainedKeeper,
+    RetainedNotes,
+    is_retainable,
+)
 from actors.store import RedisServer
 from tests.integration.raw_mqtt import MQTT_5, Connect, RawSession
 from tests.integration.running_broker import DEADLINE_S, Site, running_site
@@ -183,6 +189,66 @@ async def test_things_have_their_bounds_apart_and_a_new_value_is_no_new_topic(
     }
     await notes.forget("telemetry/lamp/0")
     assert await notes.note("telemetry/lamp/more", 4)
+
+
+async def test_no_spelling_of_its_topics_gives_a_device_more_to_retain(notes: RetainedNotes) -> None:
+    spellings = ("telemetry/lamp", "telemetry/lamp/", "telemetry/lamp//", "telemetry/lamp/a//b")
+    streams = [f"telemetry/lamp/{number}" for number in range(THING_TOPIC_COUNT_MAX - len(spellings))]
+    for topic in (*spellings, *streams):
+        assert is_retainable(topic)
+        assert await notes.note(topic, 1)
+    assert not await notes.note("telemetry/lamp/c//d", 1)
+    # Nobody's bound would hold it, and with no thing would it go.
+    certificate_id = "ab" * 32
+    for topic in ("telemetry", "telemetry/", "telemetry//lamp", f"telemetry/{certificate_id}/a"):
+        assert not is_retainable(topic)
+
+
+async def until_settled(keeper: RetainedKeeper, is_done: Callable[[], bool]) -> None:
+    work = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(DEADLINE_S):
+        while not is_done():
+            await asyncio.sleep(0)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+async def test_what_is_retained_again_while_it_is_cleared_is_cleared_again(notes: RetainedNotes) -> None:
+    topic = b"$aws/things/lamp/shadow/update"
+    published: list[Publish] = []
+
+    async def publish(messages: Sequence[Publish]) -> None:
+        if not published:
+            # The end of the retention is seen like any other message, and the device has retained again.
+            keeper.saw(topic, b"", 1)
+            keeper.saw(topic, b"{}", 1)
+        published.extend(messages)
+
+    async def nothing() -> list[str]:
+        return []
+
+    keeper = RetainedKeeper(notes, publish, all_topics=nothing, clock=VirtualClock(NOW_S))
+    keeper.saw(topic, b"{}", 1)
+    await until_settled(keeper, lambda: len(published) == 2)
+
+
+async def test_what_there_is_no_room_for_while_all_is_read_is_read_again(notes: RetainedNotes) -> None:
+    readings: list[int] = []
+
+    async def publish(_: Sequence[Publish]) -> None:
+        return None
+
+    async def all_topics() -> list[str]:
+        if not readings:
+            # One more than it keeps in mind.
+            for number in range(10_001):
+                keeper.saw(b"$aws/things/lamp/%d" % number, b"{}", 1)
+        readings.append(keeper.cleared_count)
+        return []
+
+    keeper = RetainedKeeper(notes, publish, all_topics=all_topics, clock=VirtualClock(NOW_S))
+    await until_settled(keeper, lambda: len(readings) == 2)
+    assert readings == [0, 10_000]
 
 
 async def test_a_message_at_qos_0_needs_no_answer_to_be_handed_over(site: Site) -> None:

@@ -36,6 +36,7 @@ def test_each_property_stands_as_the_specification_says() -> None:
         (MessageProperties(expiry_s=0), "messageExpiry: must be from 1"),
         (MessageProperties(expiry_s=2**32), "messageExpiry: must be from 1"),
         (MessageProperties(content_type="a\nb"), "contentType: must be without control characters"),
+        (MessageProperties(content_type="\ufffe"), "contentType: must be without control characters, and"),
         (MessageProperties(response_topic="a/+"), "responseTopic: must be a topic"),
         (MessageProperties(user_properties=(("a", "\x00"),)), "userProperties: must be without control"),
         (MessageProperties(correlation_data=b"x" * 65_536), "correlationData: has 65536 bytes"),

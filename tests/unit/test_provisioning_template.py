@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.errors import DescriptionError, ProvisioningRefused
-from actors.provisioning_template import (
+from actors.provisioning.template import (
     CERTIFICATE_ID_PARAMETER,
     TEMPLATE_LENGTH_MAX,
     Overrides,

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from actors.provisioning_turns import (
+from actors.provisioning.turns import (
     FAREWELL_S,
     PENDING_COUNT_MAX,
     PROGRESS_TIMEOUT_S,

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from twins.errors import ModelError
-from twins.sharding import BLOCK_SIZE, NamePattern, is_thing_name, shard_of
+from twins.sharding import (
+    BLOCK_SIZE,
+    NamePattern,
+    is_certificate_id,
+    is_name,
+    is_thing_name,
+    shard_of,
+)
 
 PATTERNS = ["sensor-{i:06d}", "sensor-{i}", "{i}", "a1-{i:02d}-x", "{i:03d}:b", "x{i:012d}_", "b2b{i}"]
 
@@ -127,3 +134,12 @@ def test_a_wrong_pattern_says_what_is_wrong(text: str, reason: str) -> None:
 )
 def test_names_of_things(name: str, is_allowed: bool) -> None:
     assert is_thing_name(name) is is_allowed
+    assert is_name(name) is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "is_allowed"),
+    [("ab" * 32, False), ("AB" * 32, False), ("1" * 64, False), ("a" * 63, True), ("a" * 65, True)],
+)
+def test_a_thing_is_never_named_like_a_certificate(name: str, is_allowed: bool) -> None:
+    assert (is_thing_name(name), is_certificate_id(name), is_name(name)) == (is_allowed, not is_allowed, True)

@@ -90,6 +90,8 @@ def test_a_body_may_be_left_out_only_if_that_is_signed() -> None:
         ("", "KEY/DATE/REGION/SERVICE"),
         ("AKIA/20261123/eu-west-1/iotdata", "KEY/DATE/REGION/SERVICE"),
         ("AKIA/20261123/eu-west-1/s3/aws4_request", "service 's3'; here are"),
+        ("AKIA/2026/eu-west-1/iotdata/aws4_request", "date of the credential"),
+        ("AKIA//eu-west-1/iotdata/aws4_request", "date of the credential"),
         ("AKIA/20261122/eu-west-1/iotdata/aws4_request", "date of the credential"),
         ("AKIA/20261123/eu-west-1/iotdata/aws5_request", "KEY/DATE/REGION/SERVICE"),
     ],

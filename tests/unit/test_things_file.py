@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,35 @@ def test_a_bad_line_is_told_with_its_number(tmp_path: Path, text: str, line: int
         file.check()
     assert f"things.csv:{line}: " in str(fault.value)
     assert told in str(fault.value)
+
+
+@pytest.mark.parametrize("text", ["name\n" + "x" * 100_000 + "\n", "x" * 100_000 + "\na\n"])
+def test_a_cell_like_a_book_is_not_told_in_full(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageFault) as fault:
+        things_file(tmp_path, text).check()
+    assert len(str(fault.value)) < 1000
+    assert "x ..." in str(fault.value)
+
+
+def test_a_cell_beyond_what_any_cell_holds_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageFault, match=r"things.csv:2: .*field limit"):
+        things_file(tmp_path, "name,site\na," + "x" * 200_000 + "\n").check()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "things.csv"
+    path.write_bytes(f'"name","site"{end}a,"ber"{end}b,muc'.encode("utf-8-sig"))
+    assert ThingsFile(path).check().count == 2
+    assert [(row.line, row.description.name) for row in ThingsFile(path).rows()] == [(2, "a"), (3, "b")]
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    # It is read twice: the second time a pipe is empty, or blocks.
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(UsageFault, match="can not be read twice"):
+        ThingsFile(path).check()
 
 
 def test_many_bad_lines_are_told_together_and_not_without_end(tmp_path: Path) -> None:

@@ -203,7 +203,10 @@ def test_a_thing_publishes_its_own_requests_and_telemetry_only(topic: str, is_ow
     assert may_publish("lamp", topic) is is_own
 
 
-@pytest.mark.parametrize("topic", ["a", "/", "a//b", "1/2/3/4/5/6/7/8", "ü" * 128, "$aws/1/2/3/4/5/6/7/8/9"])
+@pytest.mark.parametrize(
+    "topic",
+    ["a", "/", "a//b", " \ufeff\ud7ff\U0010fffd", "1/2/3/4/5/6/7/8", "ü" * 128, "$aws/1/2/3/4/5/6/7/8/9"],
+)
 def test_a_topic_within_the_bounds_can_be_published_on(topic: str) -> None:
     assert publishing_problem(topic) == ""
 
@@ -215,12 +218,27 @@ def test_a_topic_within_the_bounds_can_be_published_on(topic: str) -> None:
         ("ü" * 129, "1 to 256 bytes"),
         ("a/+", "no wildcards"),
         ("a/b#", "no wildcards"),
-        ("a\x00", "no NUL"),
+        ("a\x00", "no control characters"),
+        ("telemetry/lamp/\n", "no control characters"),
+        ("telemetry/lamp/\x9f", "no control characters"),
+        ("telemetry/lamp/\ufdd0", "nothing that is no character"),
+        ("\uffff", "nothing that is no character"),
+        ("\U0010fffe", "nothing that is no character"),
         ("1/2/3/4/5/6/7/8/9", "at most 7 slashes"),
     ],
 )
 def test_a_topic_that_the_broker_would_not_take_is_told_so(topic: str, problem: str) -> None:
     assert problem in publishing_problem(topic)
+
+
+@pytest.mark.parametrize(
+    "topic", ["$aws/things/{}/shadow/update", "$aws/things/{}/defender/metrics/json", "telemetry/{}/climate"]
+)
+def test_a_certificate_that_bears_its_id_asks_nothing_of_a_thing_of_that_name(topic: str) -> None:
+    assert parse(topic.format("ab" * 31)) is not None
+    assert parse(topic.format("ab" * 32)) is None
+    named = f"$aws/things/lamp/shadow/name/{'ab' * 32}/get"
+    assert parse(named) == ShadowTopic("lamp", "ab" * 32, "get")
 
 
 def test_topics_of_the_platform_are_reserved() -> None:

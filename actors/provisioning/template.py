@@ -407,8 +407,11 @@ class _Reader:
                 variables[name] = self._parameter(f"{path}[0]", name)
 
         def substitute(scope: _Scope) -> str:
+            # Each once, however often it stands in the text: inside each other they would take forever.
+            values = {name: variable(scope) for name, variable in variables.items()}
+
             def filled(found: re.Match[str]) -> str:
-                return f"${{{found[2]}}}" if found[1] else variables[found[2]](scope)
+                return f"${{{found[2]}}}" if found[1] else values[found[2]]
 
             return _bounded(path, _SUB_VARIABLE.sub(filled, text))
 

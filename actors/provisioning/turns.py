@@ -12,8 +12,8 @@ follow, to be carried out in their order. What is promised:
   connected, nobody is served and both are ended; was none, or is it gone by then, the request is dropped.
 - An answer leaves while the gate is closed and the asker's session is connected. It counts when its echo comes back
   before that session ends or is taken over; else a certificate that it carried is burnt, for somebody else may have it.
-- Every turn ends: with the session, soon after the thing was provisioned, after a time without progress, and at last
-  by the clock; what is left of the session at the broker is cleared away before the gate opens.
+- Every turn ends: with the session, soon after the thing was provisioned, when its device asks nothing for a time, and
+  at last by the clock; what is left of the session at the broker is cleared away before the gate opens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Final, Literal
 
 # A device says goodbye within a round trip or two of its last answer; this is for one that forgets to.
 FAREWELL_S: Final = 3.0
-# Longer than the five seconds that a hook may take, and than a slow link's round trip.
+# Several round trips of a slow link. The time in which we look for an answer does not count: a hook may take five
+# seconds, and a reload of a broker with thousands of certificates more than this.
 PROGRESS_TIMEOUT_S: Final = 10.0
 # Both requests with a slow hook, twice over.
 TURN_TIMEOUT_S: Final = 30.0
@@ -38,7 +39,8 @@ class ClaimRequest:
     """What a claim session has published."""
 
     topic: str
-    payload: bytes
+    # A token stands in it, and so it stands in no log; a private key in the answer.
+    payload: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class ClaimAnswer:
     """What it is answered. `certificate_id` is that of a certificate which it carries, '' for none."""
 
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     certificate_id: str = ""
     is_provisioned: bool = False
 
@@ -121,6 +123,7 @@ class _Turn:
 
     claim: str
     session: int
+    # With the closing of the gate, which may take a while.
     began_at_s: float
     progress_at_s: float
     # When its device should have gone, if nothing happens; infinity until it is provisioned.
@@ -150,9 +153,10 @@ class ProvisioningTurns:
         turn = self._turn
         if turn is None or turn.is_over or self._gate != "CLOSED":
             return float("inf")
-        return min(
-            turn.began_at_s + TURN_TIMEOUT_S, turn.progress_at_s + PROGRESS_TIMEOUT_S, turn.farewell_at_s
-        )
+        session = self._sessions.get(turn.claim)
+        is_served = session is not None and session.is_served
+        progress_s = float("inf") if is_served else turn.progress_at_s + PROGRESS_TIMEOUT_S
+        return min(turn.began_at_s + TURN_TIMEOUT_S, progress_s, turn.farewell_at_s)
 
     # ---- what happens at the broker ----
 
@@ -246,7 +250,7 @@ class ProvisioningTurns:
         turn = self._held()
         if turn.is_over:
             return self._clear_away(turn)
-        turn.progress_at_s = now_s
+        turn.began_at_s = turn.progress_at_s = now_s
         others = [
             claim
             for claim, session in self._sessions.items()

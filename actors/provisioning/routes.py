@@ -16,8 +16,8 @@ from actors.gateway.platform_view import PlatformView
 from actors.gateway.problems import document
 from actors.gateway.thing_routes import endpoints_view
 from actors.pki import CertificateAuthority
-from actors.provisioning_hook import check_hook
-from actors.provisioning_template import ProvisioningTemplate, check_template_name
+from actors.provisioning.hook import check_hook
+from actors.provisioning.template import ProvisioningTemplate, check_template_name
 from actors.registry.registry import Registry
 from actors.registry.templates import TemplateRecord
 from twins.clock import Clock

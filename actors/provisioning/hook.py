@@ -4,7 +4,7 @@ A hook is a Python function (`package.module:function`), run in a process of its
 takes a POST. Either gets the question as a JSON object and answers with one: `allowProvisioning` and, if it likes,
 `parameterOverrides`. It has five seconds. What fails, takes longer or answers anything else has denied.
 
-As a program (`python -m actors.provisioning_hook module:function`) this module is the process that runs the function:
+As a program (`python -m actors.provisioning.hook module:function`) this module is the process that runs the function:
 the question on its standard input, the answer on its standard output.
 """
 
@@ -14,8 +14,10 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import math
+import os
 import re
-import subprocess
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -56,7 +58,7 @@ async def check_hook(hook: str) -> None:
         raise DescriptionError("hook", problem)
     if _ENTRY_POINT.fullmatch(hook):
         try:
-            await asyncio.to_thread(_run, [hook, _CHECK], b"")
+            await _run([hook, _CHECK], b"")
         except _HookFailed as failure:
             problem = (
                 f"{hook!r} cannot be run: {failure}; it must be importable where the platform was started"
@@ -69,11 +71,11 @@ async def ask_hook(hook: str, question: Mapping[str, Any]) -> Mapping[str, str]:
     encoded = msgspec.json.encode(question)
     try:
         if _ENTRY_POINT.fullmatch(hook):
-            raw = await asyncio.to_thread(_run, [hook], encoded)
+            raw = await _run([hook], encoded)
         else:
             raw = await _post(hook, encoded)
         answer = msgspec.json.decode(raw, type=HookAnswer)
-    except (_HookFailed, msgspec.DecodeError) as failure:
+    except (_HookFailed, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
         _LOG.warning("hook %s counts as a denial: %s", hook, failure)
         answer = HookAnswer(allow_provisioning=False)
     if not answer.allow_provisioning:
@@ -81,24 +83,58 @@ async def ask_hook(hook: str, question: Mapping[str, Any]) -> Mapping[str, str]:
     return answer.parameter_overrides or {}
 
 
-def _run(arguments: list[str], question: bytes) -> bytes:
-    command = [sys.executable, "-m", "actors.provisioning_hook", *arguments]
+async def _run(arguments: list[str], question: bytes) -> bytes:
+    """Return what the process that runs a function answers; when this returns it is gone, with what it has started."""
+    command = [sys.executable, "-m", __spec__.name, *arguments]
+    pipe = asyncio.subprocess.PIPE
     try:
-        done = subprocess.run(command, input=question, capture_output=True, timeout=TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise _HookFailed(f"no answer within {TIMEOUT_S:g} s") from None
+        child = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
     except OSError as error:
         raise _HookFailed(str(error)) from None
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _HookFailed(lines[-1] if lines else f"it ended with exit code {done.returncode}")
-    if len(done.stdout) > _ANSWER_BYTES_MAX:
-        raise _HookFailed(f"an answer of {len(done.stdout)} bytes, {_ANSWER_BYTES_MAX} at most")
-    return done.stdout
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            answer, said, _ = await asyncio.gather(
+                _end_of(child.stdout), _end_of(child.stderr), _tell(child.stdin, question)
+            )
+            exit_code = await child.wait()
+    except TimeoutError:
+        raise _HookFailed(f"no answer within {TIMEOUT_S:g} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
+    if exit_code != 0:
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise _HookFailed(lines[-1] if lines else f"it ended with exit code {exit_code}")
+    if len(answer) > _ANSWER_BYTES_MAX:
+        raise _HookFailed(f"an answer of more than {_ANSWER_BYTES_MAX} bytes")
+    return answer
+
+
+async def _end_of(stream: asyncio.StreamReader) -> bytes:
+    """Return the last of what comes from a process, a byte more than an answer may have, and forget the rest."""
+    end = b""
+    while part := await stream.read(_ANSWER_BYTES_MAX):
+        end = (end + part)[-_ANSWER_BYTES_MAX - 1 :]
+    return end
+
+
+async def _tell(stream: asyncio.StreamWriter, question: bytes) -> None:
+    # A function that has no use for the question, or has died, does not read it.
+    with contextlib.suppress(ConnectionError):
+        stream.write(question)
+        await stream.drain()
+    stream.close()
 
 
 async def _post(address: str, question: bytes) -> bytes:
-    headers = {"Content-Type": "application/json"}
+    # As it is: what a few bytes unpack to would be in memory before it could be measured.
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     body = b""
     try:
         # The settings of this machine's user, proxies above all, are not the platform's.
@@ -107,7 +143,7 @@ async def _post(address: str, question: bytes) -> bytes:
             httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client,
             client.stream("POST", address, content=question, headers=headers) as answer,
         ):
-            async for part in answer.aiter_bytes():
+            async for part in answer.aiter_raw():
                 body += part
                 if len(body) > _ANSWER_BYTES_MAX:
                     raise _HookFailed(f"an answer of more than {_ANSWER_BYTES_MAX} bytes")
@@ -131,14 +167,16 @@ def _function(hook: str) -> Callable[[Any], Any]:
 
 def _main(arguments: list[str]) -> None:
     """Run the function named by the first argument; what it prints goes to standard error."""
-    answers = sys.stdout.buffer
-    with contextlib.redirect_stdout(sys.stderr):
-        function = _function(arguments[0])
-        if arguments[1:] == [_CHECK]:
-            return
-        answer = function(msgspec.json.decode(sys.stdin.buffer.read()))
-        answers.write(msgspec.json.encode(answer))
-        answers.flush()
+    # Should the gateway be killed meanwhile, nobody else ends a function that hangs.
+    signal.alarm(math.ceil(TIMEOUT_S) + 1)
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    function = _function(arguments[0])
+    if arguments[1:] == [_CHECK]:
+        return
+    answer = function(msgspec.json.decode(sys.stdin.buffer.read()))
+    with open(answers, "wb") as pipe:
+        pipe.write(msgspec.json.encode(answer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Serves claims at the broker: hears what happens there, lets `provisioning_turns` decide, and does what it says.
+"""Serves claims at the broker: hears what happens there, lets `turns` decide, and does what it says.
 
 Owns the order of the doing: gate, sessions and answers one after the other, as they were decided; only finding an
 answer, for which a hook may take seconds, goes on beside. Answers leave at QoS 0: what does not reach the device at
@@ -13,12 +13,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from actors.broker_log import BrokerEvent, BrokerStarted, ClientConnected, ClientDisconnected
+from actors.broker_log import (
+    BrokerEvent,
+    BrokerStarted,
+    ClientConnected,
+    ClientDisconnected,
+    ProtocolViolated,
+)
 from actors.errors import BrokerError, WorldError
 from actors.mqtt_events import EventConsumer, StreamInterrupted, StreamResumed
 from actors.pki import CLAIM_PREFIX
-from actors.provisioning_office import TOPIC_FILTERS, ProvisioningOffice
-from actors.provisioning_turns import (
+from actors.provisioning.office import TOPIC_FILTERS, ProvisioningOffice
+from actors.provisioning.turns import (
     Action,
     Burn,
     ClaimAnswer,
@@ -119,7 +125,9 @@ class ProvisioningDesk(EventConsumer):
                 # Under another name that is `end_session`, which has taken the place of the session.
                 is_claim = user == claim
                 self._do(self.turns.connected(claim, now_s) if is_claim else self.turns.gone(claim, now_s))
-            case ClientDisconnected(client_id=claim) if claim.startswith(CLAIM_PREFIX):
+            case ClientDisconnected(client_id=str(claim)) | ProtocolViolated(client_id=str(claim)) if (
+                claim.startswith(CLAIM_PREFIX)
+            ):
                 self._do(self.turns.gone(claim, now_s))
             case BrokerStarted():
                 self._do(self.turns.broker_started())

@@ -1,7 +1,7 @@
 """What a device gets that comes with a claim: first a certificate, then, with its token, a thing.
 
 Owns the answers and their order towards the registry: what is answered is kept. Whose request it is, and when an answer
-may leave, is decided before and after (`provisioning_turns`).
+may leave, is decided before and after (`turns`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import msgspec
 from actors.errors import (
     OperatorError,
     ProvisioningRefused,
-    RecordNotFound,
     ThingExists,
     ThingNotFound,
     WorldError,
@@ -27,12 +26,12 @@ from actors.gateway.enrolment import DeviceOffice, ThingChange
 from actors.gateway.grouping import GroupOffice
 from actors.gateway.platform_view import PlatformView
 from actors.pki import CertificateAuthority, generate_key_and_csr
-from actors.provisioning_hook import ask_hook
-from actors.provisioning_template import ProvisionedThing, ProvisioningTemplate
-from actors.provisioning_turns import ClaimAnswer, ClaimRequest
+from actors.provisioning.hook import ask_hook
+from actors.provisioning.template import ProvisionedThing, ProvisioningTemplate
+from actors.provisioning.turns import ClaimAnswer, ClaimRequest
 from actors.registry.records import CertificateRecord, ThingDescription, ThingRecord
 from actors.registry.registry import Registry
-from actors.registry.templates import TemplateRecord, TokenRecord, certificate_of_token, new_token
+from actors.registry.templates import TokenRecord, certificate_of_token, new_token
 from twins.clock import Clock
 from twins.errors import ModelError
 
@@ -50,6 +49,9 @@ _PAYLOAD_BYTES_MAX: Final = 16_384
 # Certificates of one claim that wait for their thing; a factory's line has a few. Beyond it, somebody plays with it.
 _TOKEN_COUNT_MAX: Final = 1_000
 _BAD_TOKEN: Final = "InvalidCertificateOwnershipToken"
+_SPENT: Final = "Certificate ownership token is not valid, or no longer."
+# AWS IoT's bound of a message; ours is larger, but what it takes is no device configuration.
+_ANSWER_BYTES_MAX: Final = 131_072
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -198,7 +200,7 @@ class ProvisioningOffice:
     async def _provision(self, claim: CertificateRecord, request: ClaimRequest) -> ClaimAnswer:
         wanted = _decoded(request.payload, _ProvisionRequest)
         token, certificate = await self._proven(claim, wanted.certificate_ownership_token)
-        record = await self._template(claim)
+        record = await self._registry.templates.get(claim.template)
         parameters: Mapping[str, str] = wanted.parameters or {}
         if record.hook:
             question = {
@@ -212,15 +214,32 @@ class ProvisioningOffice:
             parameters = {**parameters, **await ask_hook(record.hook, question)}
         template = ProvisioningTemplate.parse(record.body)
         wished = template.evaluate(parameters, certificate_id=certificate.certificate_id)
-        thing = await self._thing(template, wished, by=claim.common_name)
-        active = msgspec.structs.replace(certificate, thing_name=thing.name, status="ACTIVE")
-        await self._registry.certificates.change(
-            certificate, active, action="certificate.provision", by=claim.common_name
-        )
-        await self._registry.tokens.remove(token, by=claim.common_name)
+        body = {"thingName": wished.thing_name, "deviceConfiguration": wished.device_configuration}
+        answer = _answer(request, body, is_provisioned=True)
+        if len(answer.payload) > _ANSWER_BYTES_MAX:
+            text = f"The device configuration would have more than {_ANSWER_BYTES_MAX} bytes"
+            raise ProvisioningRefused(400, "InvalidParameters", text)
+        if certificate.status == "PENDING_ACTIVATION":
+            await self._activate(certificate, template, wished, by=claim.common_name)
+        elif certificate.thing_name != wished.thing_name:
+            raise ProvisioningRefused(400, _BAD_TOKEN, _SPENT)
         await self._platform.reload_access()
-        body = {"thingName": thing.name, "deviceConfiguration": wished.device_configuration}
-        return _answer(request, body, is_provisioned=True)
+        # Last: cut off before, the same request does the rest.
+        await self._registry.tokens.remove(token, by=claim.common_name)
+        return answer
+
+    async def _activate(
+        self,
+        certificate: CertificateRecord,
+        template: ProvisioningTemplate,
+        wished: ProvisionedThing,
+        *,
+        by: str,
+    ) -> None:
+        """Make the thing, and the certificate its own."""
+        thing = await self._thing(template, wished, by=by)
+        active = msgspec.structs.replace(certificate, thing_name=thing.name, status="ACTIVE")
+        await self._registry.certificates.change(certificate, active, action="certificate.provision", by=by)
 
     async def _proven(self, claim: CertificateRecord, text: str) -> tuple[TokenRecord, CertificateRecord]:
         if not text:
@@ -229,16 +248,11 @@ class ProvisioningOffice:
         token = await self._registry.tokens.of_certificate(certificate_id)
         certificate = await self._registry.certificates.get(certificate_id)
         is_good = token is not None and token.proves(text, claim=claim.name, now_s=self._clock.now_s())
-        if token is None or certificate is None or not is_good or certificate.status != "PENDING_ACTIVATION":
-            text = "Certificate ownership token is not valid, or no longer."
-            raise ProvisioningRefused(400, _BAD_TOKEN, text)
+        # ACTIVE with a token: what made it so was cut off before the end.
+        is_waiting = certificate is not None and certificate.status in {"PENDING_ACTIVATION", "ACTIVE"}
+        if token is None or certificate is None or not is_good or not is_waiting:
+            raise ProvisioningRefused(400, _BAD_TOKEN, _SPENT)
         return token, certificate
-
-    async def _template(self, claim: CertificateRecord) -> TemplateRecord:
-        try:
-            return await self._registry.templates.get(claim.template)
-        except RecordNotFound:
-            raise ProvisioningRefused(404, "ResourceNotFound", f"No template {claim.template}") from None
 
     async def _thing(
         self, template: ProvisioningTemplate, wished: ProvisionedThing, *, by: str
