@@ -5,7 +5,7 @@ subscription, and for every message it checks each that matches: a thousand shar
 topics of all made a message of any device cost 5.6 ms in place of 0.1 ms, measured. So a session has as many
 subscriptions as AWS IoT lets it have, and few that reach beyond the thing's own topics.
 
-What the log does not tell is not counted here: a forbidden PUBLISH (told at the level of debugging only), and the
+What the log does not tell is not counted here: a forbidden PUBLISH (`unheard` counts these), and the
 client id in a CONNECT, which the broker replaces by the certificate's common name before anybody sees it.
 """
 

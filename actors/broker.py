@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -206,6 +207,7 @@ class BrokerReload:
             raise PlatformNotRunning(data_dir, f"{holder} names no running mosquitto")
         self._pid: Final = pid
         self._internal: Final = _internal_listener(directory, INTERNAL_USER)
+        self._address: Final = (self._internal.host, self._internal.port)
         self._log_file: Final = _mosquitto_log(directory)
         self._offset = 0
 
@@ -213,6 +215,9 @@ class BrokerReload:
         """Tell the broker to reload, at once."""
         self._offset = self._log_file.stat().st_size
         os.kill(self._pid, signal.SIGHUP)
+        # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
+        with suppress(OSError), socket.create_connection(self._address, timeout=PROBE_TIMEOUT_S):
+            pass
 
     def signal_if(self, is_safe: Callable[[], bool], *, even_at_work: bool = False) -> bool:
         """Hold the broker still, ask whether it is safe to reload now, and if so tell it to; return whether it was.
@@ -228,8 +233,6 @@ class BrokerReload:
 
     def wait(self) -> None:
         """Return when the broker has reloaded; BrokerError if it could not."""
-        # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
-        _accepts_bridge(self._internal)
         # mosquitto has one thread: once it answers a connection made after the reload began, the reload is over.
         steps = (lambda: _RELOAD_BEGINS in self._written(), lambda: _accepts_bridge(self._internal))
         if not all(_in_time(step, self._pid) for step in steps):

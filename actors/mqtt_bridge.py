@@ -293,20 +293,37 @@ class MqttBridge:
         A broker that kept its session delivers all of it again. One that was killed may not know the latest
         of it any more, or none: then the bridge is the only one that does.
         """
-        self._orphans = {**self._orphans, **self._held} if session_present else {}
-        for packet_id, held in self._held.items():
+        before = {**self._orphans, **self._held} if session_present else {}
+        for held in self._held.values():
             held.packet_id = 0
-            if not held.was_taken and not self._may_keep(held.size_bytes):
-                # Out of the outbox, unread; if it comes again it is as good as new.
-                held.was_taken = True
-                self._end(held)
-                self._orphans.pop(packet_id, None)
         self._held = {}
+        self._unwindowed_bytes = 0
+        dropped = {
+            each for lane in self._outboxes for each in self._shorten(lane, comes_again=session_present)
+        }
+        for held in dropped:
+            self._end(held)
+        # Out of the outbox, unread: if it comes again it is as good as new.
+        self._orphans = {packet_id: held for packet_id, held in before.items() if held not in dropped}
         self._held_count_max, self._is_late = 0, True
         self._unheard.interrupt()
         self._unheard_bytes.interrupt()
-        for lane in self._outboxes:
-            lane.waiting = deque(each for each in lane.waiting if not each.was_taken)
+
+    def _shorten(self, lane: Outbox, *, comes_again: bool) -> list[Held]:
+        """Leave what waits for a lane as far as it may wait without a window, and return the rest."""
+        dropped: list[Held] = []
+        kept: deque[Held] = deque()
+        for held in lane.waiting:
+            is_full = self._unwindowed_bytes + held.size_bytes > UNWINDOWED_BYTES_MAX
+            # What stands behind one that comes again goes with it: it would be carried out before it.
+            if is_full or (comes_again and dropped):
+                dropped.append(held)
+            else:
+                self._unwindowed_bytes += held.size_bytes
+                kept.append(held)
+        lane.waiting = kept
+        self._dropped_count += len(dropped)
+        return dropped
 
     def _is_held(self, request: Request, packet_id: int) -> bool:
         """Tell whether a request that was delivered again is held already; it then has this packet id from now on.

@@ -193,11 +193,15 @@ class MqttLink:
             for each in topic_filters
         ]
         wanted += self._overheard
+        # gmqtt writes into them what is granted.
+        wanted_qos = [each.qos for each in wanted]
         self._client.subscribe(wanted)
         granted = await self._subscribed
         if not self.is_open:
             raise BrokerError(f"{self.loss} while {self._settings.client_id} subscribed", retryable=True)
-        refused = [each.topic for each, qos in zip(wanted, granted, strict=True) if qos != each.qos]
+        refused = [
+            each.topic for each, qos, reason in zip(wanted, wanted_qos, granted, strict=True) if reason != qos
+        ]
         if refused:
             raise BrokerError(
                 f"the MQTT broker does not grant {self._settings.client_id} its QoS on {', '.join(refused)} "

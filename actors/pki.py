@@ -155,7 +155,7 @@ def csr_for_key_file(file: Path, name: str) -> str:
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise CertificateRequestError(str(file), f"is no private key: {error}") from None
+        raise CertificateRequestError(str(file), f"is no private key ({error}); move it away") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateRequestError(str(file), "is no EC private key; move it away")
     return _csr_pem(key, name)

@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -49,6 +50,8 @@ _OPEN_FILE_COUNT_MAX: Final = 1_048_576
 _STANDSTILL_TIMEOUT_S: Final = 0.005
 # The numbers of epoll_wait and epoll_pwait (<asm/unistd.h>).
 _EPOLL_CALLS: Final = {"x86_64": ("232", "281"), "aarch64": ("22",)}
+# The number of pidfd_getfd, the same on all machines (Linux 5.6).
+_PIDFD_GETFD: Final = 438
 LOOPBACK: Final = "127.0.0.1"
 LOOPBACK_V6: Final = "::1"
 
@@ -260,7 +263,7 @@ def standstill(pid: int) -> Iterator[bool]:
     """
     os.kill(pid, signal.SIGSTOP)
     try:
-        yield _is_held(pid) and _waits_for_events(pid)
+        yield _is_held(pid) and _is_in_epoll_wait(pid) and not _has_events(pid)
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -276,7 +279,7 @@ def _is_held(pid: int) -> bool:
     return False
 
 
-def _waits_for_events(pid: int) -> bool:
+def _is_in_epoll_wait(pid: int) -> bool:
     """Tell whether a held process is in epoll_wait; yes where the system does not say."""
     numbers = _EPOLL_CALLS.get(platform.machine(), ())
     try:
@@ -284,6 +287,26 @@ def _waits_for_events(pid: int) -> bool:
     except OSError:
         return True
     return not numbers or number in numbers
+
+
+def _has_events(pid: int) -> bool:
+    """Tell whether epoll_wait has something to return to another process; no where the system does not say."""
+    # The call may have found events when the signal came; they stay ready until the process has read them.
+    try:
+        links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if "eventpoll" in link.readlink().name]
+        with open(os.pidfd_open(pid), "rb") as process:  # noqa: PTH123  (a descriptor)
+            for link in links:
+                copy = _libc.syscall(_PIDFD_GETFD, process.fileno(), int(link.name), 0)
+                if copy < 0:
+                    return False
+                try:
+                    if select.select([copy], [], [], 0)[0]:
+                        return True
+                finally:
+                    os.close(copy)
+    except OSError:
+        return False
+    return False
 
 
 def end_leftover(pid: int, *, timeout_s: float) -> None:

@@ -177,6 +177,8 @@ class RetainedKeeper:
                 await asyncio.sleep(_RETRY_DELAY_S)
 
     async def _settle_all(self) -> None:
+        # First: reading all may fail for long, where much is retained.
+        await self._settle_pending()
         if self._must_read_all:
             # Unset before: what there is no room for while all is read may not be among it.
             self._must_read_all = False
@@ -186,6 +188,10 @@ class RetainedKeeper:
             except WorldError:
                 self._must_read_all = True
                 raise
+        if not self._must_read_all and not self._pending:
+            self._has_work.clear()
+
+    async def _settle_pending(self) -> None:
         while self._pending:
             topic = next(iter(self._pending))
             # Taken out before: if it is seen again meanwhile, that is one more to settle.
@@ -198,8 +204,6 @@ class RetainedKeeper:
             except WorldError:
                 self._pending.setdefault(topic, is_retained)
                 raise
-        if not self._must_read_all:
-            self._has_work.clear()
 
     async def _settle(self, topic: str, *, is_found: bool) -> None:
         at_ms = int(self._clock.now_s() * 1000)

@@ -5,13 +5,14 @@ bridge hears every message that passes the access list, its own and the events s
 order: when a value of the broker's count arrives, everything that was received before the broker wrote it has been
 heard. What is missing then was refused.
 
-Exact are messages at QoS 0 and 1 that are not to be retained; mosquitto 2.0 leaves the others out of its count of
-messages, but not out of that of bytes. QoS 2 is off for devices (see the broker's configuration).
+Exact are messages at QoS 0 and 1 that are not to be retained. mosquitto 2.0 leaves those to be retained, and those at
+QoS 2, out of its count of messages but not out of that of bytes; where they are forbidden, only their payload shows.
 
-Counted too little, never too much, while messages at QoS 0 overtake in a full queue, and for each will that is
-published: it is heard, and was never received as a message. Not counted is what happens while the bridge is away, until
-it has caught up. Counted although permitted: topics of a thing's own that are no requests (`.../shadow/any`), malformed
-or oversized messages, and what the broker dropped because the bridge's queue was full, which its log tells.
+Too little is counted for a while when messages at QoS 0 overtake in a full queue, and for good by one for each message
+that is heard and was not received as one: a will, and a permitted message at QoS 2. Not counted is what happens while
+the bridge is away, until it has caught up. Counted although permitted: topics of a thing's own that are no requests
+(`.../shadow/any`), malformed or oversized messages, what the broker dropped because the bridge's queue was full (which
+its log tells), and payloads at QoS 2 that wait for their sender to release them.
 """
 
 from __future__ import annotations

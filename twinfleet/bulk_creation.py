@@ -19,7 +19,7 @@ import msgspec
 from actors.pki import csr_for_key_file, generate_key_and_csr
 from actors.registry.things import ADDITION_COUNT_MAX
 from twinfleet.client import OperatorClient
-from twinfleet.credentials import CredentialFiles, make_certificate_file, make_key_file
+from twinfleet.credentials import RESERVED_NAME, CredentialFiles, make_certificate_file, make_key_file
 from twinfleet.errors import UsageFault
 from twinfleet.things_file import FileSummary, ThingRow, ThingsFile
 
@@ -81,7 +81,7 @@ class Credentials:
 
     def prepare(self) -> None:
         """Make the directory and write ca.pem; FilesInTheWay if that cannot be."""
-        files = CredentialFiles.in_directory(self.directory, "ca")
+        files = CredentialFiles.in_directory(self.directory, RESERVED_NAME)
         # The authority's own file, and that a file can be written at all; a device may have any name.
         CredentialFiles(self.directory / ".none", self.directory / ".none", files.ca).check(self.ca_pem)
         # What a run that was cut off has not put in its place.
@@ -116,8 +116,11 @@ def create_from_file(
     summary = file.check()
     _check_places(client, file, summary)
     if credentials is not None:
+        if line := summary.things.get(RESERVED_NAME):
+            text = f"with --out, {RESERVED_NAME}.pem is the authority's; give this device another name"
+            raise UsageFault(f"{file.path}:{line}: {text}\nnothing was sent")
         credentials.prepare()
-    tally = Tally(summary.count)
+    tally = Tally(len(summary.things))
     begun_s = time.monotonic()
     progress(0, tally.total)
     for batch in _batches(file, credentials):

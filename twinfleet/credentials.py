@@ -17,6 +17,8 @@ from twinfleet.errors import FilesInTheWay
 # A private key is its owner's; certificates are for everybody.
 _KEY_MODE: Final = 0o600
 _CERTIFICATE_MODE: Final = 0o644
+# A certificate of this name would stand where the authority's does.
+RESERVED_NAME: Final = "ca"
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,17 @@ class CredentialFiles:
     @classmethod
     def in_directory(cls, directory: Path, device_name: str) -> CredentialFiles:
         """Return the places for a device's files in `directory`; the authority's is shared by all devices there."""
-        return cls(directory / f"{device_name}.pem", directory / f"{device_name}.key", directory / "ca.pem")
+        return cls(
+            directory / f"{device_name}.pem",
+            directory / f"{device_name}.key",
+            directory / f"{RESERVED_NAME}.pem",
+        )
 
     def check(self, ca_pem: str) -> None:
         """Refuse, with FilesInTheWay, a directory in which these files cannot be written; makes the directory."""
+        if self.certificate == self.ca:
+            text = f"{self.certificate} is for the authority's certificate; take another name than {RESERVED_NAME!r}"
+            raise FilesInTheWay(text)
         try:
             self.key.parent.mkdir(parents=True, exist_ok=True)
             present = [path for path in (self.certificate, self.key) if path.exists() or path.is_symlink()]

@@ -45,9 +45,9 @@ class ThingRow:
 
 @dataclass
 class FileSummary:
-    """What a file holds: its number of things, and the line where each type and each group is named first."""
+    """What a file holds, each with the line where it is named first."""
 
-    count: int = 0
+    things: dict[str, int] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
 
@@ -68,7 +68,6 @@ class ThingsFile:
         """Return what the file holds; UsageFault tells the lines that break a rule, and what to change."""
         summary = FileSummary()
         faults: list[str] = []
-        lines: dict[str, int] = {}
         for line, row in self._rows():
             try:
                 description = self._description(row)
@@ -76,11 +75,10 @@ class ThingsFile:
             except (OperatorError, ModelError, UsageFault) as error:
                 faults.append(f"{self.path}:{line}: {_brief(str(error))}")
             else:
-                earlier = lines.setdefault(description.name, line)
+                earlier = summary.things.setdefault(description.name, line)
                 if earlier != line:
                     text = f"{description.name!r} is on line {earlier} already; keep one of them"
                     faults.append(f"{self.path}:{line}: {text}")
-                summary.count += 1
                 if description.thing_type:
                     summary.types.setdefault(description.thing_type, line)
                 for group in description.groups:
@@ -90,7 +88,7 @@ class ThingsFile:
                 break
         if faults:
             raise UsageFault("\n".join(faults) + "\nnothing was sent")
-        if not summary.count:
+        if not summary.things:
             raise UsageFault(f"{self.path} names no things; write a row for each below the heading")
         return summary
 

@@ -58,6 +58,9 @@ _ANNOUNCED_MAX: Final = 25
 # Shadows whose last delta is remembered as published: those of the last second or so, which is what it takes to hear
 # of a subscription.
 _RECENT_DELTAS_MAX: Final = 4096
+# Names of unregistered things that are remembered, a few megabytes: whatever a device sent before it was cut off is
+# heard long before so many others of its shard have gone.
+_UNREGISTERED_MAX: Final = 10_000
 _Decoded = TypeVar("_Decoded")
 _SHADOW_VERB: Final = {operation: verb for verb, operation in SHADOW_OPERATION.items()}
 
@@ -76,6 +79,8 @@ class Shard:
         # Of registered things: whether they are connected, and what they last reported of themselves.
         self.connectivity: dict[str, Connectivity] = {}
         self.reports: dict[str, Report] = {}
+        # Things that were unregistered and not registered again since, as keys, the last ones last.
+        self.unregistered: dict[str, None] = {}
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
         self._unpacked: dict[str, ShadowDocument] = {}
@@ -111,6 +116,8 @@ class Shard:
     def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
         """Serve one request: the one place where request errors are caught."""
         try:
+            if request.thing_name in self.unregistered:
+                _require_caller(request)
             body: bytes = _HANDLERS[request.operation](self, request, now_s, outcome)
         except RequestError as error:
             if request.operation is Operation.TELEMETRY:
@@ -235,6 +242,7 @@ class Shard:
         present = self.model_of.get(thing_name)
         if present is None and self._simulated(thing_name) is not None:
             raise InvalidRequest(f"{thing_name} is a simulated device")
+        self.unregistered.pop(thing_name, None)
         if present is not None and present != model.name:
             self._write_row(thing_name)
             document = self.tables[present].load(self.tables[present].row_of[thing_name])
@@ -251,6 +259,9 @@ class Shard:
         model = self.model_of.pop(request.thing_name, None)
         if model is not None:
             self.tables[model].remove(request.thing_name)
+            self.unregistered[request.thing_name] = None
+            if len(self.unregistered) > _UNREGISTERED_MAX:
+                del self.unregistered[next(iter(self.unregistered))]
         for kept in (self._unpacked, self.named_shadows, self.telemetry, self.connectivity, self.reports):
             kept.pop(request.thing_name, None)
         return b"{}"
@@ -494,6 +505,15 @@ def _topic(request: Request) -> str:
     return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
 
 
+def _require_caller(request: Request) -> None:
+    """Refuse, with TwinNotFound, what the device of a thing sent before the thing was unregistered.
+
+    It was on its way through broker and bridge, and would make a twin again. Operators may do as they like.
+    """
+    if not request.is_direct and request.operation in _OF_DEVICES:
+        raise TwinNotFound.of(request.thing_name)
+
+
 def _rejection(error: RequestError, request: Request, now_s: int) -> bytes:
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     # The service leaves the time out where there is no shadow.
@@ -515,6 +535,7 @@ def _decoded(decode: Callable[[bytes], _Decoded], payload: bytes) -> _Decoded:
 
 _decode_connectivity: Final = msgspec.json.Decoder(Connectivity).decode
 _decode_listening: Final = msgspec.json.Decoder(Listening).decode
+_OF_DEVICES: Final = frozenset({*_SHADOW_VERB, Operation.TELEMETRY, Operation.DEFENDER})
 _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(

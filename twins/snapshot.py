@@ -25,7 +25,7 @@ from twins.table import Column, NamedRows, Overflow, TwinTable
 from twins.window import ThingTelemetry
 
 FORMAT_VERSION: Final = 2
-# Version 1 knew neither connectivity nor reports of metrics; all else is the same.
+# Version 1 knew neither connectivity nor reports of metrics nor who had gone; all else is the same.
 _FORMATS_READ: Final = (1, FORMAT_VERSION)
 _MAGIC: Final = b"twinfleet shard\n"
 _DIGEST_BYTES: Final = 32
@@ -72,6 +72,7 @@ class _Head(msgspec.Struct, frozen=True):
     # Since version 2.
     connectivity: dict[str, Connectivity] = {}
     reports: dict[str, Report] = {}
+    unregistered: list[str] = []
 
 
 def dump_shard(shard: Shard) -> bytes:
@@ -98,6 +99,7 @@ def dump_shard(shard: Shard) -> bytes:
             fleets,
             shard.connectivity,
             shard.reports,
+            list(shard.unregistered),
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
@@ -121,6 +123,7 @@ def load_shard(data: bytes) -> Shard:
     for thing_name, state in msgspec.json.decode(head.telemetry):
         shard.telemetry[thing_name] = ThingTelemetry.from_state(state)
     shard.connectivity, shard.reports = dict(head.connectivity), dict(head.reports)
+    shard.unregistered = dict.fromkeys(head.unregistered)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))

@@ -5,7 +5,8 @@ which is the moment from which the thing exists; then the broker is told, where 
 goes out. A crash before that step leaves nothing that stands in the way of a repeat; after it, the same request
 (same key) gets the same certificate, and another one hears that the thing exists.
 
-Changing: the twin first, then the registry. Cut off between, the same request does both again.
+Changing: the twin first, then the registry. Cut off between, the same request does both again, and the next start
+tells the twin what the registry says.
 
 Deleting: certificates are revoked in the registry, then in the revocation list, then the broker is told, which looks
 at new connections only, so the open session of the device is ended; then the twin goes, and last the thing, out of
@@ -168,10 +169,13 @@ class DeviceOffice:
             if change.thing_type and change.thing_type != before.thing_type:
                 await self._registry.types.for_new_things(change.thing_type)
             after = change.applied(before)
-            if (after.model, after.attributes) != (before.model, before.attributes):
-                (reply,) = await self._fleet.ask_many([_registration(after)])
-                _check_reply(reply, name)
+            is_told = (after.model, after.attributes) != (before.model, before.attributes)
+            if is_told:
+                await self._registry.things.mark_changing(name, by=by)
+                await self._tell_twin(after)
             after = await self._registry.things.change(name, change.applied, action="thing.update", by=by)
+            if is_told:
+                await self._registry.things.unmark_changing(name, by=by)
             self.events.thing_updated(before, after)
         return after
 
@@ -188,6 +192,13 @@ class DeviceOffice:
             await self._platform.reload_access()
             for name in await self._registry.things.removals():
                 await self._remove(name, "platform")
+            for name in await self._registry.things.changing():
+                await self._tell_twin(await self._registry.things.get(name))
+                await self._registry.things.unmark_changing(name, by="platform")
+
+    async def _tell_twin(self, thing: ThingRecord) -> None:
+        reply = await self._fleet.ask(_registration(thing))
+        _check_reply(reply, thing.name)
 
     async def _remove(self, name: str, by: str) -> None:
         certificates = await self._registry.things.begin_removal(name, by=by)

@@ -17,10 +17,13 @@ import logging
 import math
 import os
 import re
+import selectors
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, Final
 
 import httpx
 import msgspec
@@ -37,6 +40,7 @@ _ENTRY_POINT: Final = re.compile(rf"{_NAME}(?:\.{_NAME})*:{_NAME}", re.ASCII)
 _ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*", re.ASCII)
 # What the child is told instead of a question when it only has to find the function.
 _CHECK: Final = "--check"
+_TOO_LATE: Final = f"no answer within {TIMEOUT_S:g} s"
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -58,7 +62,7 @@ async def check_hook(hook: str) -> None:
         raise DescriptionError("hook", problem)
     if _ENTRY_POINT.fullmatch(hook):
         try:
-            await _run([hook, _CHECK], b"")
+            await asyncio.to_thread(_run, [hook, _CHECK], b"")
         except _HookFailed as failure:
             problem = (
                 f"{hook!r} cannot be run: {failure}; it must be importable where the platform was started"
@@ -71,7 +75,7 @@ async def ask_hook(hook: str, question: Mapping[str, Any]) -> Mapping[str, str]:
     encoded = msgspec.json.encode(question)
     try:
         if _ENTRY_POINT.fullmatch(hook):
-            raw = await _run([hook], encoded)
+            raw = await asyncio.to_thread(_run, [hook], encoded)
         else:
             raw = await _post(hook, encoded)
         answer = msgspec.json.decode(raw, type=HookAnswer)
@@ -83,53 +87,57 @@ async def ask_hook(hook: str, question: Mapping[str, Any]) -> Mapping[str, str]:
     return answer.parameter_overrides or {}
 
 
-async def _run(arguments: list[str], question: bytes) -> bytes:
+def _run(arguments: list[str], question: bytes) -> bytes:
     """Return what the process that runs a function answers; when this returns it is gone, with what it has started."""
+    until_s = time.monotonic() + TIMEOUT_S
     command = [sys.executable, "-m", __spec__.name, *arguments]
-    pipe = asyncio.subprocess.PIPE
+    pipe = subprocess.PIPE
     try:
-        child = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     except OSError as error:
         raise _HookFailed(str(error)) from None
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stderr is not None
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            answer, said, _ = await asyncio.gather(
-                _end_of(child.stdout), _end_of(child.stderr), _tell(child.stdin, question)
-            )
-            exit_code = await child.wait()
-    except TimeoutError:
-        raise _HookFailed(f"no answer within {TIMEOUT_S:g} s") from None
+        # A device's payload at most, which a pipe holds, also if nobody reads it.
+        with contextlib.suppress(BrokenPipeError), _opened(child.stdin) as asked:
+            asked.write(question)
+        with _opened(child.stdout) as answers, _opened(child.stderr) as said:
+            answer, words = _ends_of((answers, said), until_s)
+        exit_code = child.wait(max(0.0, until_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise _HookFailed(_TOO_LATE) from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        await child.wait()
+        child.wait()
     if exit_code != 0:
-        lines = said.decode(errors="replace").strip().splitlines()
+        lines = words.decode(errors="replace").strip().splitlines()
         raise _HookFailed(lines[-1] if lines else f"it ended with exit code {exit_code}")
     if len(answer) > _ANSWER_BYTES_MAX:
         raise _HookFailed(f"an answer of more than {_ANSWER_BYTES_MAX} bytes")
     return answer
 
 
-async def _end_of(stream: asyncio.StreamReader) -> bytes:
-    """Return the last of what comes from a process, a byte more than an answer may have, and forget the rest."""
-    end = b""
-    while part := await stream.read(_ANSWER_BYTES_MAX):
-        end = (end + part)[-_ANSWER_BYTES_MAX - 1 :]
-    return end
+def _opened(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "all three are pipes"
+    return stream
 
 
-async def _tell(stream: asyncio.StreamWriter, question: bytes) -> None:
-    # A function that has no use for the question, or has died, does not read it.
-    with contextlib.suppress(ConnectionError):
-        stream.write(question)
-        await stream.drain()
-    stream.close()
+def _ends_of(streams: Sequence[IO[bytes]], until_s: float) -> list[bytes]:
+    """Return the last of what comes from each, one byte more than an answer may have, once all are closed."""
+    ends = dict.fromkeys(streams, b"")
+    with selectors.DefaultSelector() as waiting:
+        for stream in streams:
+            waiting.register(stream, selectors.EVENT_READ, stream)
+        while waiting.get_map():
+            ready = waiting.select(max(0.0, until_s - time.monotonic()))
+            if not ready or time.monotonic() > until_s:
+                raise _HookFailed(_TOO_LATE)
+            for key, _ in ready:
+                part = os.read(key.fd, _ANSWER_BYTES_MAX)
+                ends[key.data] = (ends[key.data] + part)[-_ANSWER_BYTES_MAX - 1 :]
+                if not part:
+                    waiting.unregister(key.data)
+    return list(ends.values())
 
 
 async def _post(address: str, question: bytes) -> bytes:
@@ -148,7 +156,7 @@ async def _post(address: str, question: bytes) -> bytes:
                 if len(body) > _ANSWER_BYTES_MAX:
                     raise _HookFailed(f"an answer of more than {_ANSWER_BYTES_MAX} bytes")
     except TimeoutError:
-        raise _HookFailed(f"no answer within {TIMEOUT_S:g} s") from None
+        raise _HookFailed(_TOO_LATE) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _HookFailed(f"{type(error).__name__}: {error}") from None
     if answer.status_code != httpx.codes.OK:
@@ -175,7 +183,7 @@ def _main(arguments: list[str]) -> None:
     if arguments[1:] == [_CHECK]:
         return
     answer = function(msgspec.json.decode(sys.stdin.buffer.read()))
-    with open(answers, "wb") as pipe:
+    with os.fdopen(answers, "wb") as pipe:
         pipe.write(msgspec.json.encode(answer))
 
 

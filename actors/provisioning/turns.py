@@ -13,7 +13,8 @@ follow, to be carried out in their order. What is promised:
 - An answer leaves while the gate is closed and the asker's session is connected. It counts when its echo comes back
   before that session ends or is taken over; else a certificate that it carried is burnt, for somebody else may have it.
 - Every turn ends: with the session, soon after the thing was provisioned, when its device asks nothing for a time, and
-  at last by the clock; what is left of the session at the broker is cleared away before the gate opens.
+  at last by the clock; what is left of the session at the broker is cleared away before the gate opens. After a turn in
+  which nothing was asked the next one begins with a request: who only comes back and waits keeps nobody out.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class _Turn:
     # When its device should have gone, if nothing happens; infinity until it is provisioned.
     farewell_at_s: float = float("inf")
     is_over: bool = False
+    has_asked: bool = False
     # Sent and not heard back, in their order.
     unheard: deque[ClaimAnswer] = field(default_factory=deque)
 
@@ -146,6 +148,8 @@ class ProvisioningTurns:
         self._sessions: dict[str, _Session] = {}
         self._last_number = 0
         self._is_blind = True
+        # The clock has ended a turn in which nothing was asked, and no turn has been better since.
+        self._was_idle = False
 
     @property
     def deadline_s(self) -> float:
@@ -202,7 +206,9 @@ class ProvisioningTurns:
             return []
         session.pending.append(request)
         turn = self._turn
-        if turn is not None and turn.session == session.number:
+        if turn is None:
+            return self._begin(now_s)
+        if turn.session == session.number:
             turn.progress_at_s = now_s
         return self._serve_next()
 
@@ -285,6 +291,7 @@ class ProvisioningTurns:
         turn = self._turn
         if turn is None or now_s < self.deadline_s:
             return []
+        self._was_idle = self._was_idle or not turn.has_asked
         return self._end_turn(turn)
 
     # ---- steps ----
@@ -295,6 +302,9 @@ class ProvisioningTurns:
             return []
         # The newest: what is older has waited longer, and is nearer to giving up.
         session = max(waiting, key=lambda one: one.number)
+        # Of two claims one must go before a request can be anybody's.
+        if self._was_idle and len(self._sessions) == 1 and not session.pending:
+            return []
         self._turn = _Turn(session.claim, session.number, now_s, now_s)
         self._gate = "CLOSING"
         self.turn_count += 1
@@ -307,7 +317,8 @@ class ProvisioningTurns:
         session = self._sessions.get(turn.claim)
         if session is None or session.is_served or session.is_ending or not session.pending:
             return []
-        session.is_served = True
+        session.is_served = turn.has_asked = True
+        self._was_idle = False
         return [Serve(session.number, session.claim, session.pending.popleft())]
 
     def _end(self, claims: Sequence[str]) -> list[Action]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from actors.errors import DescriptionError, RecordExists, RecordNotFound, StoreError
+from actors.errors import DescriptionError, RecordExists, RecordNotFound
 from actors.registry.records import ThingGroupRecord
-from actors.registry.store import RegistryStore, decode, encode
+from actors.registry.store import RegistryStore, changed_meanwhile, encode
 
 # The bounds of AWS IoT: static groups of one thing, groups from the root down, direct children of a group.
 GROUPS_OF_THING_MAX: Final = 10
@@ -110,10 +110,11 @@ class ThingGroups:
     async def change(self, before: ThingGroupRecord, after: ThingGroupRecord, *, by: str) -> None:
         """Put `after` in the place of `before`, parent and kind unchanged; StoreError if that was changed meanwhile."""
         key = self._store.key("thing-group", before.name)
-        conditions = [(key, await self._text_of(before))]
+        subject = f"{_KIND} {before.name!r}"
+        conditions = [(key, await self._store.text_of(key, before, subject))]
         commands = [["SET", key, encode(after)]]
         if await self._store.change("group.update", before.name, commands, conditions=conditions, by=by):
-            raise _changed_meanwhile(before)
+            raise changed_meanwhile(subject)
 
     async def remove(self, record: ThingGroupRecord, *, by: str) -> None:
         """Forget a group that has neither members nor children (DescriptionError)."""
@@ -121,10 +122,11 @@ class ThingGroups:
             problem = "has child groups; delete them first"
             raise DescriptionError(f"{_KIND} {record.name!r}", problem)
         key = self._store.key("thing-group", record.name)
-        conditions = [(key, await self._text_of(record))]
+        subject = f"{_KIND} {record.name!r}"
+        conditions = [(key, await self._store.text_of(key, record, subject))]
         commands = [["DEL", key], *(["ZREM", index, record.name] for index in self._indexes(record))]
         if await self._store.change("group.delete", record.name, commands, conditions=conditions, by=by):
-            raise _changed_meanwhile(record)
+            raise changed_meanwhile(subject)
 
     def _indexes(self, record: ThingGroupRecord) -> Iterable[str]:
         yield self._store.key("thing-groups")
@@ -144,15 +146,3 @@ class ThingGroups:
             problem = f"has {CHILD_COUNT_MAX} child groups already, which is the most; name another"
         if problem:
             raise DescriptionError(f"parent group {name!r}", problem)
-
-    async def _text_of(self, record: ThingGroupRecord) -> str:
-        # A change builds on the very text that it read, whatever version of this program wrote it.
-        key = self._store.key("thing-group", record.name)
-        text = await self._store.text(key)
-        if not text or decode(text, ThingGroupRecord, key=key) != record:
-            raise _changed_meanwhile(record)
-        return text
-
-
-def _changed_meanwhile(record: ThingGroupRecord) -> StoreError:
-    return StoreError(f"{_KIND} {record.name!r} was changed meanwhile; try again", retryable=True)

@@ -140,6 +140,16 @@ class RegistryStore:
         with store_errors():
             return str(await self._client.get(key) or "")
 
+    async def text_of(self, key: str, record: msgspec.Struct, subject: str) -> str:
+        """Return the very text that a record was read from, whatever version of this program wrote it.
+
+        StoreError (retryable), naming the `subject`, if it is another record by now, or none.
+        """
+        text = await self.text(key)
+        if not text or decode(text, type(record), key=key) != record:
+            raise changed_meanwhile(subject)
+        return text
+
     async def read_all(self, kind_of_key: str, names: Sequence[str], kind: type[_Record]) -> list[_Record]:
         """Return the records of one kind under these names, in their order, without those that are gone."""
         if not names:
@@ -181,6 +191,11 @@ def decode(text: str, kind: type[_Record], *, key: str) -> _Record:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:
         raise StoreError(f"{key} in Redis is damaged ({error}); restore Redis from a backup") from None
+
+
+def changed_meanwhile(subject: str) -> StoreError:
+    """Return the error of a change that builds on what is no longer so."""
+    return StoreError(f"{subject} was changed meanwhile; try again", retryable=True)
 
 
 async def awaited(answer: Any) -> Any:

@@ -1,7 +1,8 @@
 """The things of the registry: what they are, which type and groups they have, and how they come and go.
 
 Beside the records stand indexes, kept by the same changes: `things` (names), `typed:TYPE` and `members:GROUP` (names of
-the things that have that type or belong to that static group), `removals` (names of those that are being removed).
+the things that have that type or belong to that static group), `removals` (names of those that are being removed),
+`changing` (names of those whose twins may be ahead of them).
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from actors.errors import DescriptionError, StoreError, ThingExists, ThingNotFound
+from actors.errors import DescriptionError, ThingExists, ThingNotFound
 from actors.pki import IssuedCertificate
 from actors.registry.certificates import Certificates
 from actors.registry.records import CertificateRecord, ThingPage, ThingRecord
-from actors.registry.store import WALK_PAGE, RegistryStore, decode, encode, store_errors
+from actors.registry.store import WALK_PAGE, RegistryStore, changed_meanwhile, decode, encode, store_errors
 from twins.errors import InvariantError
 from twins.sharding import NamePattern
 
@@ -154,7 +155,21 @@ class Things:
             commands = self._commands(before, after)
             if not await self._store.change(action, name, commands, conditions=conditions, by=by):
                 return after
-        raise _changed_meanwhile(f"thing {name!r}")
+        raise changed_meanwhile(f"thing {name!r}")
+
+    async def mark_changing(self, name: str, *, by: str) -> None:
+        """Note that the twin of a thing is about to be told what the thing is going to be."""
+        commands = [["ZADD", self._store.key("changing"), "0", name]]
+        await self._store.change("thing.mark", name, commands, by=by)
+
+    async def unmark_changing(self, name: str, *, by: str) -> None:
+        """Note that a thing and its twin say the same."""
+        commands = [["ZREM", self._store.key("changing"), name]]
+        await self._store.change("thing.unmark", name, commands, by=by)
+
+    async def changing(self) -> list[str]:
+        """Return the names of the things whose twins may have been told what the things did not become."""
+        return [name async for name in self._store.all_names("changing")]
 
     async def leave_all(self, names: Sequence[str], group: str, *, by: str) -> None:
         """Take things, `ADDITION_COUNT_MAX` at most, out of a static group in one change.
@@ -170,7 +185,7 @@ class Things:
             commands += self._commands(before, msgspec.structs.replace(before, groups=remaining))
         subject = " ".join([group, *names])
         if await self._store.change("group.empty", subject, commands, conditions=conditions, by=by):
-            raise _changed_meanwhile(f"a thing of group {group!r}")
+            raise changed_meanwhile(f"a thing of group {group!r}")
 
     async def begin_removal(self, name: str, *, by: str = "operator") -> list[CertificateRecord]:
         """Mark a thing DELETING and its certificates REVOKED, and return these; done twice, nothing changes.
@@ -191,7 +206,7 @@ class Things:
             commands += self._certificates.commands(before, after)
         conditions = [(self._store.key("thing", name), text)]
         if await self._store.change("thing.revoke", name, commands, conditions=conditions, by=by):
-            raise _changed_meanwhile(f"thing {name!r}")
+            raise changed_meanwhile(f"thing {name!r}")
         return revoked
 
     async def removals(self) -> list[str]:
@@ -208,7 +223,7 @@ class Things:
             raise InvariantError(f"thing {name!r} is to be forgotten while its certificates are in force")
         commands = [["DEL", self._store.key("thing", name)]]
         commands += [["ZREM", index, name] for index in self._indexes(thing)]
-        commands.append(["ZREM", self._store.key("removals"), name])
+        commands += [["ZREM", self._store.key(index), name] for index in ("removals", "changing")]
         await self._store.change("thing.delete", name, commands, by=by)
 
     async def _read(self, name: str) -> tuple[str, ThingRecord]:
@@ -234,10 +249,6 @@ class Things:
             yield self._store.key(f"typed:{thing.thing_type}")
         for group in thing.groups:
             yield self._store.key(f"members:{group}")
-
-
-def _changed_meanwhile(subject: str) -> StoreError:
-    return StoreError(f"{subject} was changed meanwhile; try again", retryable=True)
 
 
 def thing_certificate(thing: ThingRecord, certificate: IssuedCertificate) -> CertificateRecord:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from actors.errors import DescriptionError, RecordExists, RecordNotFound, StoreError
+from actors.errors import DescriptionError, RecordExists, RecordNotFound
 from actors.registry.records import ThingTypeRecord
-from actors.registry.store import RegistryStore, decode, encode
+from actors.registry.store import RegistryStore, changed_meanwhile, encode
 
 _KIND: Final = "thing type"
 
@@ -48,28 +48,16 @@ class ThingTypes:
     async def change(self, before: ThingTypeRecord, after: ThingTypeRecord, *, action: str, by: str) -> None:
         """Put `after` in the place of `before`; StoreError (retryable) if that was changed meanwhile."""
         key = self._store.key("thing-type", before.name)
-        text = await self._text_of(before)
+        text = await self._store.text_of(key, before, f"{_KIND} {before.name!r}")
         if await self._store.change(
             action, before.name, [["SET", key, encode(after)]], conditions=[(key, text)], by=by
         ):
-            raise _changed_meanwhile(before)
+            raise changed_meanwhile(f"{_KIND} {before.name!r}")
 
     async def remove(self, record: ThingTypeRecord, *, by: str) -> None:
         """Forget a type that no thing has; StoreError (retryable) if it was changed meanwhile."""
         key = self._store.key("thing-type", record.name)
-        text = await self._text_of(record)
+        text = await self._store.text_of(key, record, f"{_KIND} {record.name!r}")
         commands = [["DEL", key], ["ZREM", self._store.key("thing-types"), record.name]]
         if await self._store.change("type.delete", record.name, commands, conditions=[(key, text)], by=by):
-            raise _changed_meanwhile(record)
-
-    async def _text_of(self, record: ThingTypeRecord) -> str:
-        # A change builds on the very text that it read, whatever version of this program wrote it.
-        key = self._store.key("thing-type", record.name)
-        text = await self._store.text(key)
-        if not text or decode(text, ThingTypeRecord, key=key) != record:
-            raise _changed_meanwhile(record)
-        return text
-
-
-def _changed_meanwhile(record: ThingTypeRecord) -> StoreError:
-    return StoreError(f"{_KIND} {record.name!r} was changed meanwhile; try again", retryable=True)
+            raise changed_meanwhile(f"{_KIND} {record.name!r}")

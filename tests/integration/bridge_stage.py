@@ -128,7 +128,7 @@ class Device:
 @asynccontextmanager
 async def device(site: Site, thing_name: str) -> AsyncIterator[Device]:
     request = generate_key_and_csr(thing_name)
-    issued = site.authority.issue_for_thing(request.csr_pem, thing_name)
+    issued = site.authority.issue_from_csr(request.csr_pem, thing_name)
     context = ssl.create_default_context(cafile=str(site.authority.ca_file))
     pair = site.settings.data_dir / f"{thing_name}.pem"
     pair.write_text(issued.certificate_pem + request.private_key_pem)

@@ -12,6 +12,7 @@ import ssl
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -23,6 +24,7 @@ from tests.integration.provisioning_device import new_claim
 from tests.integration.raw_mqtt import (
     ACCEPTED,
     CONNACK,
+    DISCONNECT,
     MQTT_5,
     MQTT_311,
     Connect,
@@ -38,6 +40,7 @@ from tests.integration.running_platform import DEADLINE_S, until
 # MQTT 5, 2.4
 NOT_AUTHORIZED = 135
 VERSIONS = pytest.mark.parametrize("version", [MQTT_311, MQTT_5])
+DENIED = "twinfleet_bridge_publishes_denied_total"
 BODY = b'{"state":{"desired":{"mode":"owned"},"reported":{"secret":"forged"}},"clientToken":"m"}'
 HERS = f"$aws/things/{ALICE}/shadow"
 
@@ -82,6 +85,41 @@ def test_nothing_can_be_published_on_topics_of_others(scene: Scene, version: int
         assert mallory.messages() == []
     if version == MQTT_5:
         assert set(answers.values()) == {NOT_AUTHORIZED}, answers
+
+
+@VERSIONS
+def test_each_forbidden_message_is_counted_whatever_else_is_published(scene: Scene, version: int) -> None:
+    topics = (*FORBIDDEN_TOPICS, *ITS_OWN_WORD)
+    own = f"telemetry/{MALLORY}/climate"
+    with (
+        counted(scene.platform, 2 * len(topics), DENIED),
+        counted(
+            scene.platform,
+            2 * len(topics) * len(BODY) + len("retain!"),
+            "twinfleet_bridge_publish_bytes_denied_total",
+        ),
+        scene.platform.api() as api,
+    ):
+        for topic in topics:
+            # She comes and goes, which is told to applications.
+            with scene.mallory.session(Connect(version=version)) as mallory:
+                mallory.publish(topic, BODY)
+                mallory.send(publish(topic, BODY, version=version))
+                mallory.publish(own, b"{}")
+                mallory.send(publish(own, b"{}", version=version) + DISCONNECT)
+                assert mallory.is_closed()
+        scene.alice.speak()
+        for topic in (own, "hall/state", f"$aws/things/{MALLORY}/shadow/get"):
+            for qos in (0, 1):
+                api.post(
+                    f"/topics/{quote(topic, safe='')}", params={"qos": qos}, content=b"{}"
+                ).raise_for_status()
+        with scene.mallory.session(Connect(version=version)) as mallory:
+            mallory.publish("kept", b"retain!", is_retained=True)
+    # Nothing of it comes later.
+    with counted(scene.platform, 1, DENIED), scene.mallory.session(Connect(version=version)) as mallory:
+        scene.alice.speak()
+        mallory.publish("anything", b"{}")
 
 
 def test_the_watch_over_alice_sees_what_somebody_else_may_do(scene: Scene) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import http.client
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -116,6 +117,44 @@ async def test_each_role_may_what_the_table_says(site: Site) -> None:
     await site.ask("iot-data", "update_thing_shadow", admin, **update)
     # What only an admin may do has no place in AWS's API.
     assert (await site.gateway.fleet.twin("lamp").shadow())["version"] == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/keys",
+        "//v1/keys",
+        "/V1/keys",
+        "/v1/keys/",
+        "/v1/%6beys",
+        "/v1/keys%0A",
+        "/v1/keys%2F",
+        "/v1/keys?path=/v1/things",
+        "/v1/things/../keys",
+        "/v1/things/%2e%2e/keys",
+        "/v1/things%2F..%2Fkeys",
+    ],
+)
+async def test_no_spelling_of_a_path_opens_what_the_role_does_not(site: Site, target: str) -> None:
+    key = await site.key("operator")
+
+    def ask(method: str, path: str) -> int:
+        request = botocore.awsrequest.AWSRequest(method, site.url + path, data=b"{}")
+        request.headers["X-HTTP-Method-Override"] = "GET"
+        credentials = botocore.credentials.Credentials(key["access_key_id"], key["secret_access_key"])
+        botocore.auth.SigV4Auth(credentials, "execute-api", "eu-central-1").add_auth(request)
+        # It sends the path as it is given.
+        connection = http.client.HTTPConnection(site.url.removeprefix("http://"))
+        connection.request(method, path, b"{}", dict(request.headers.items()))
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert await asyncio.to_thread(ask, "GET", "/v1/things") == 200
+    for method in ("GET", "POST"):
+        # Where the path begins as one that the role may use, there is nothing.
+        expected = 404 if "things" in target.partition("?")[0] else 403
+        assert await asyncio.to_thread(ask, method, target) == expected
 
 
 async def test_a_wrong_secret_an_unknown_key_and_a_deleted_one_are_forbidden(site: Site) -> None:

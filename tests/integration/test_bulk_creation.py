@@ -151,6 +151,18 @@ async def test_things_without_certificates_get_them_when_they_are_asked_for_late
     assert (directory / "lamp-00001.pem").read_text() == certificate.pem
 
 
+async def test_no_device_takes_the_place_of_the_authoritys_certificate(
+    gateway: Gateway, client: OperatorClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "things.csv"
+    path.write_text("name\na\nca\n")
+    with pytest.raises(UsageFault, match=r"things.csv:3: .*authority"):
+        await create(client, path, Credentials(tmp_path / "keys", gateway.authority.certificate_pem()))
+    assert await gateway.registry.things.count() == 0
+    # Without files there is nothing in its way.
+    assert (await create(client, path))[0].created_count == 2
+
+
 async def test_types_and_groups_of_a_file_must_exist_before_anything_is_sent(
     gateway: Gateway, client: OperatorClient, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ async def test_a_refused_update_says_what_the_wire_says(
     "path",
     [
         "/things/a.b/shadow",
+        "/things/" + "ab" * 32 + "/shadow",
         "/things/" + "n" * 129 + "/shadow",
         "/things/lamp/shadow?name=a.b",
         "/things/lamp/shadow?name=" + "n" * 65,

@@ -24,6 +24,7 @@ from actors import mqtt_bridge, mqtt_link, mqtt_session
 from actors.errors import BrokerError, SettingsError, ShardUnavailable, StoreError
 from actors.mqtt_bridge import PAYLOAD_BYTES_MAX, BrokerConnection, MqttBridge
 from actors.mqtt_link import LinkEvents, MqttLink, encode_publish
+from actors.pki import generate_key_and_csr
 from actors.processes import free_port
 from tests.integration.bridge_stage import (
     SHARD_COUNT,
@@ -37,6 +38,7 @@ from tests.integration.bridge_stage import (
     things_of,
     until,
 )
+from tests.integration.raw_mqtt import MQTT_5, Connect, RawClient
 from tests.integration.running_broker import DEADLINE_S, Site
 from twins.messages import Batch, Outcome, Publish, encode
 from twins.shadow import DOCUMENT_BYTES_MAX
@@ -163,6 +165,27 @@ async def test_topics_that_ask_for_nothing_are_acknowledged_counted_and_ignored(
         await sender.telemetry(b"{}", b"{}", stream="with//gap")
         await until(lambda: served.statistics().acknowledged_count == 2)
         assert served.statistics().rejected_topic_count == 2
+    assert desk.submissions == []
+
+
+async def test_a_certificate_that_bears_its_id_brings_no_twin_of_that_name_into_being(
+    site: Site, tmp_path: Path
+) -> None:
+    desk = Desk()
+    pair = generate_key_and_csr("")
+    issued = site.authority.issue_unnamed(pair.csr_pem)
+    file = tmp_path / "device.pem"
+    file.write_text(issued.certificate_pem + pair.private_key_pem)
+    raw = RawClient.of(site.broker.port, site.authority.ca_file, certificate=file)
+    name = issued.certificate_id
+    topics = [f"telemetry/{name}/climate"]
+    topics += [f"$aws/things/{name}/{rest}" for rest in ("shadow/update", "shadow/name/config/get")]
+    async with bridge(site.connection(), desk) as served:
+        with raw.session(Connect(b"any", version=MQTT_5)) as session:
+            # The access list knows no better: 0 says that somebody has heard it.
+            assert [session.publish(topic, b"{}") for topic in topics] == [0, 0, 0]
+        await until(lambda: served.statistics().acknowledged_count == 3)
+        assert served.statistics().rejected_topic_count == 3
     assert desk.submissions == []
 
 

@@ -1,4 +1,4 @@
-"""Other people's MQTT clients as docs/devices.md shows them: its very lines are run, against a platform on other ports."""
+"""Other people's MQTT clients as docs/devices.md shows them: its very lines are run, on a test's platform."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.server
 import json
 import random
@@ -17,13 +18,15 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from actors.errors import DescriptionError, ProvisioningRefused
+from actors.errors import BrokerError, DescriptionError, ProvisioningRefused, StoreError, ThingNotFound
 from actors.pki import generate_key_and_csr
+from actors.processes import wait_until
 from actors.provisioning.hook import TIMEOUT_S, ask_hook, check_hook
 from actors.provisioning.office import CREATE_FROM_CSR_TOPIC, CREATE_KEYS_TOPIC, ProvisioningOffice
 from actors.provisioning.turns import ClaimAnswer, ClaimRequest
 from actors.registry.records import CertificateRecord
 from actors.registry.templates import TOKEN_LIFE_S, TemplateRecord
+from actors.settings import is_process_alive
 from actors.store import RedisServer
 from tests.integration.provisioning_device import TEMPLATE
 from tests.integration.running_gateway import Gateway, open_gateway
@@ -187,6 +190,54 @@ async def test_what_was_sent_when_the_gateway_died_is_burnt_at_the_next_start(co
     assert (await counter.provision(handed_over, "1"))["thingName"] == "lamp-1"
 
 
+async def test_a_token_counts_until_what_it_is_for_is_done_to_the_end(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = await counter.certificate()
+    failed: list[str] = []
+
+    async def fail() -> None:
+        failed.append("once")
+        raise BrokerError("the broker is away", retryable=True)
+
+    with monkeypatch.context() as away:
+        away.setattr(counter.gateway.platform, "reload_access", fail)
+        assert await counter.refusal(given, "1") == (503, "ServiceUnavailable")
+    assert failed
+    # It is a thing's by now, and can be no other's.
+    assert await counter.refusal(given, "2") == BAD_TOKEN
+    assert (await counter.provision(given, "1"))["thingName"] == "lamp-1"
+    assert f"user {given['certificateId']}" in counter.gateway.platform.device_acl()
+    assert await counter.refusal(given, "1") == BAD_TOKEN
+    thing = await counter.gateway.registry.things.get("lamp-1")
+    assert thing.certificate_ids == [given["certificateId"]]
+
+
+async def test_nothing_is_made_whose_answer_would_not_pass_the_broker(counter: Counter) -> None:
+    document = json.loads(json.dumps(TEMPLATE))
+    document["DeviceConfiguration"] = {f"{number}": {"Ref": "Place"} for number in range(40)}
+    templates = counter.gateway.registry.templates
+    await templates.remove("lamps", by="test")
+    await templates.add(TemplateRecord("lamps", json.dumps(document), NOW_S), by="test")
+    given = await counter.certificate()
+    assert await counter.refusal(given, "1", Place="x" * 4_000) == (400, "InvalidParameters")
+    with pytest.raises(ThingNotFound):
+        await counter.gateway.registry.things.get("lamp-1")
+    assert (await counter.provision(given, "1", Place="here"))["thingName"] == "lamp-1"
+
+
+async def test_a_certificate_that_became_a_things_meanwhile_is_not_forgotten(counter: Counter) -> None:
+    given = await counter.certificate()
+    waiting = await counter.record(given)
+    assert waiting is not None
+    await counter.provision(given, "1")
+    with pytest.raises(StoreError):
+        await counter.gateway.registry.certificates.forget(waiting, by="platform")
+    kept = await counter.record(given)
+    assert kept is not None
+    assert kept.status == "ACTIVE"
+
+
 async def test_a_burnt_certificate_counts_for_nothing_and_one_in_use_is_not_burnt(counter: Counter) -> None:
     burnt, used = await counter.certificate(), await counter.certificate()
     await counter.provision(used, "used")
@@ -324,7 +375,9 @@ async def test_a_simulated_device_keeps_its_name(counter: Counter) -> None:
 
 
 @contextmanager
-def hook_address(status: int, answer: bytes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def hook_address(
+    status: int, answer: bytes, *, encoding: str = "identity"
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Give the address of a hook that always answers so, and the questions that it gets."""
     questions: list[dict[str, Any]] = []
 
@@ -332,6 +385,7 @@ def hook_address(status: int, answer: bytes) -> Iterator[tuple[str, list[dict[st
         def do_POST(self) -> None:
             questions.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
+            self.send_header("Content-Encoding", encoding)
             self.end_headers()
             self.wfile.write(answer)
 
@@ -382,6 +436,8 @@ async def test_a_hook_over_http_is_told_all_and_decides(counter: Counter) -> Non
         (500, b'{"allowProvisioning": true}'),
         (302, b'{"allowProvisioning": true}'),
         (200, b'{"allowProvisioning": true, "padding": "' + b"x" * 70_000 + b'"}'),
+        (200, b'{"allowProvisioning": true, "parameterOverrides": {"a": "\xff"}}'),
+        (200, b'{"allowProvisioning": true, "padding": ' + b"[" * 60_000),
     ],
 )
 async def test_a_hook_that_does_not_clearly_allow_denies(status: int, answer: bytes) -> None:
@@ -397,21 +453,39 @@ async def test_a_hook_that_nobody_serves_denies() -> None:
         await ask_hook(address, {})
 
 
+async def test_a_hook_whose_answer_would_unpack_to_much_more_denies() -> None:
+    packed = gzip.compress(b'{"allowProvisioning": true' + b" " * 1_000_000 + b"}")
+    with hook_address(200, packed, encoding="gzip") as (address, _), pytest.raises(ProvisioningRefused):
+        await ask_hook(address, {})
+
+
 async def test_a_python_hook_that_takes_too_long_or_dies_denies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functions = f"""
-import os, time
+import os, subprocess, sys, time
 def slow(question): time.sleep({TIMEOUT_S} + 60)
 def dead(question): os._exit(0)
-def allow(question): return {{"allowProvisioning": True, "parameterOverrides": question["parameters"]}}
+def loud(question):
+    while True: os.write(1, b"x" * 65536)
+def huge(question): return {{"allowProvisioning": True, "padding": "x" * 70000}}
+def leaving(question):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open({str(tmp_path / "child")!r}, "w") as file: file.write(str(child.pid))
+    return {{"allowProvisioning": True}}
+def allow(question):
+    os.write(1, b"printing does no harm")
+    return {{"allowProvisioning": True, "parameterOverrides": question["parameters"]}}
 """
     (tmp_path / "hook_of_office_test.py").write_text(functions)
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{tmp_path}")
-    for name in ("slow", "dead"):
+    for name in ("slow", "dead", "loud", "huge", "leaving"):
         with pytest.raises(ProvisioningRefused):
             await ask_hook(f"hook_of_office_test:{name}", {"parameters": {}})
     assert await ask_hook("hook_of_office_test:allow", {"parameters": {"a": "b"}}) == {"a": "b"}
+    # It was ended with what it had started, which held its answer open.
+    child = int((tmp_path / "child").read_text())
+    assert wait_until(lambda: not is_process_alive(child), timeout_s=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(

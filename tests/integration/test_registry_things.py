@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from actors.errors import DescriptionError, RecordExists, RecordNotFound, ThingExists, ThingNotFound
-from actors.gateway.enrolment import DeviceOffice
+from actors.errors import (
+    DescriptionError,
+    RecordExists,
+    RecordNotFound,
+    StoreError,
+    ThingExists,
+    ThingNotFound,
+)
+from actors.gateway.enrolment import DeviceOffice, ThingChange
 from actors.gateway.grouping import TYPE_DELETION_DELAY_S, GroupDescription, GroupOffice, TypeOffice
 from actors.gateway.registry_events import RegistryEvents
 from actors.pki import CertificateAuthority, generate_key_and_csr
@@ -165,6 +172,33 @@ async def test_the_hierarchy_of_groups_has_bounds(registry: Registry, groups: Gr
     assert (await registry.things.get("t")).version == 1
     with pytest.raises(ThingNotFound):
         await groups.move("nobody", joined=["root-1"], by="anna")
+
+
+async def test_a_change_that_was_cut_off_leaves_twin_and_thing_alike(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office: DeviceOffice = gateway.app.state.devices
+    await office.create(ThingDescription("lamp", "thermostat", {"room": "hall"}))
+
+    async def cut_off(*arguments: object, **more: object) -> None:
+        raise StoreError("the store is gone", retryable=True)
+
+    async def room_of_twin() -> str:
+        described = await gateway.fleet.twin("lamp").describe()
+        return str(described["attributes"]["room"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.registry.things, "change", cut_off)
+        with pytest.raises(StoreError):
+            await office.update("lamp", ThingChange({"room": "attic"}), by="x")
+    assert (await gateway.registry.things.get("lamp")).attributes == {"room": "hall"}
+    assert await room_of_twin() == "attic"
+    await gateway.app.state.settle()
+    assert await room_of_twin() == "hall"
+    assert await gateway.registry.things.changing() == []
+    await office.update("lamp", ThingChange({"room": "attic"}), by="x")
+    assert await room_of_twin() == "attic"
+    assert await gateway.registry.things.changing() == []
 
 
 async def test_provisioning_ensures_a_thing_once(gateway: Gateway) -> None:

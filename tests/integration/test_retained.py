@@ -232,6 +232,20 @@ async def test_what_is_retained_again_while_it_is_cleared_is_cleared_again(notes
     await until_settled(keeper, lambda: len(published) == 2)
 
 
+async def test_what_is_seen_is_cleared_while_the_broker_cannot_be_read_whole(notes: RetainedNotes) -> None:
+    published: list[Publish] = []
+
+    async def publish(messages: Sequence[Publish]) -> None:
+        published.extend(messages)
+
+    async def too_much() -> list[str]:
+        raise BrokerError("the MQTT broker did not hand over what it retains; try again", retryable=True)
+
+    keeper = RetainedKeeper(notes, publish, all_topics=too_much, clock=VirtualClock(NOW_S))
+    keeper.saw(b"$aws/things/lamp/shadow/update", b"{}", 1)
+    await until_settled(keeper, lambda: len(published) == 1)
+
+
 async def test_what_there_is_no_room_for_while_all_is_read_is_read_again(notes: RetainedNotes) -> None:
     readings: list[int] = []
 

@@ -371,3 +371,14 @@ def test_things_of_the_machine_are_of_different_lanes() -> None:
 
 TestBridgeBookkeeping = BridgeMachine.TestCase
 TestBridgeBookkeeping.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_dropped_behind_a_lost_link_is_not_overtaken_by_what_came_after_it() -> None:
+    machine = BridgeMachine()
+    # All fit but the large one: its bytes are too many while the connection is gone, those of the last one are not.
+    for fill in (0, 0, 0, 150, 0):
+        machine.send(thing="lamp", ending="telemetry", qos=1, fill=fill, count=1)
+    machine.cut(finds_back=True)
+    assert machine.bridge.statistics().dropped_count == 2
+    # Settles, and so requires that each was carried out in its order.
+    machine.teardown()

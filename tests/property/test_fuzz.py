@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -126,16 +127,21 @@ def check_publishes(request: Request, publishes: list[Publish]) -> str:
     return told[0]
 
 
+_NUMBERS = itertools.count()
+
+
 def check_still_works(shard: Shard, now_s: int) -> None:
     """Check that a thing of which nothing is known yet is served, and that a snapshot keeps everything."""
-    update = Request(Operation.SHADOW_UPDATE, "fresh", b'{"state":{"desired":{"a":1}},"clientToken":"t"}')
+    # Another one each time: of one that was unregistered, nothing more is heard.
+    fresh = f"fresh-{next(_NUMBERS)}"
+    update = Request(Operation.SHADOW_UPDATE, fresh, b'{"state":{"desired":{"a":1}},"clientToken":"t"}')
     outcome = shard.apply(Batch("", 0, [update]), now_s)
     assert [message.topic.rsplit("/", 1)[1] for message in outcome.publishes] == [
         "accepted",
         "delta",
         "documents",
     ]
-    shard.apply(Batch("", 0, [Request(Operation.UNREGISTER, "fresh", is_direct=True)]), now_s)
+    shard.apply(Batch("", 0, [Request(Operation.UNREGISTER, fresh, is_direct=True)]), now_s)
     list(shard.select(None))
     again = load_shard(dump_shard(shard))
     asked = [
@@ -185,6 +191,10 @@ def hunt(count: int, seed: int) -> Counter[str]:
         except Exception as error:
             error.add_note(f"input {number} of seed {seed}: {str(request)[:2000]}")
             raise
+        if request.operation is Operation.UNREGISTER:
+            # Or its device would be refused for the rest of the hunt.
+            again = Request(Operation.REGISTER, request.thing_name, b'{"model":"untyped"}', is_direct=True)
+            shard.apply(Batch("", 0, [again]), now_s)
         if number % SNAPSHOT_EVERY == SNAPSHOT_EVERY - 1:
             check_still_works(shard, now_s)
     check_still_works(shard, NOW_S + count)

@@ -105,6 +105,8 @@ def everything(shard: Shard) -> Any:
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
         "models": shard.model_of,
+        # Their order is which of them is forgotten first.
+        "unregistered": list(shard.unregistered),
     }
 
 
@@ -142,6 +144,9 @@ def busy_shard() -> Shard:
         Request(Operation.DEFENDER, "heater", report, "json"),
     ]
     shard.apply(Batch("bridge", 3, known), NOW_S)
+    for gone in ("fan", "bell"):
+        registered = Request(Operation.REGISTER, gone, b'{"model":"untyped"}')
+        shard.apply(Batch("", 0, [registered, Request(Operation.UNREGISTER, gone)]), NOW_S)
     shard.tick(TickOrder("homes", 0, 400, {"set_point": 23.0}))
     return shard
 
@@ -198,12 +203,13 @@ def test_a_snapshot_of_the_first_version_is_read_as_one_that_knows_no_connection
     shard = busy_shard()
     shard.connectivity.clear()
     shard.reports.clear()
+    shard.unregistered.clear()
     data = dump_shard(shard)
     # Magic text, checksum, version, length of the head, head, padding to 64 bytes, streams.
     head_bytes = int.from_bytes(data[52:60], "little")
     streams = data[60 + head_bytes :][-(60 + head_bytes) % 64 :]
     head = msgspec.msgpack.decode(data[60 : 60 + head_bytes])
-    del head["connectivity"], head["reports"]
+    del head["connectivity"], head["reports"], head["unregistered"]
     older = msgspec.msgpack.encode(head)
     front = (1).to_bytes(4, "little") + len(older).to_bytes(8, "little")
     rest = front + older + bytes(-(60 + len(older)) % 64) + streams

@@ -319,6 +319,12 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path, name: str) -> None
     assert (tmp_path / name).read_text() == "precious"
 
 
+def test_a_device_may_not_take_the_place_of_the_authoritys_certificate(tmp_path: Path) -> None:
+    with pytest.raises(FilesInTheWay, match="authority"):
+        CredentialFiles.in_directory(tmp_path / "new", "ca").check("CA")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_file_that_appears_meanwhile_leaves_none_half_written(tmp_path: Path) -> None:
     files = CredentialFiles.in_directory(tmp_path, "lamp")
     files.check("CA")

@@ -88,6 +88,14 @@ def test_a_function_gives_its_value(expression: Any, name: str) -> None:
     assert name_of(expression) == name
 
 
+def test_a_variable_is_worked_out_once_however_often_it_stands_in_a_text() -> None:
+    expression: dict[str, object] = {"Ref": "Serial"}
+    # Each of these says its inner one ten times: worked out each time, that is more than a lifetime.
+    for _ in range(18):
+        expression = {"Fn::Sub": ["${A}" * 10, {"A": expression}]}
+    assert name_of(expression, Serial="") == ""
+
+
 def test_what_a_parameter_holds_is_never_read_as_a_function() -> None:
     assert name_of({"Fn::Sub": "${Serial}"}, Serial="${Place}${!Place}") == "${Place}${!Place}"
     assert name_of(REF, Serial='{"Ref": "Place"}') == '{"Ref": "Place"}'

@@ -173,6 +173,8 @@ def test_a_turn_ends_by_the_clock(turns: ProvisioningTurns, steps: list[float], 
     turns.gate_closed(0)
     for at_s in steps:
         turns.requested(CREATE, at_s)
+        turns.answered(1, CERTIFICATE, at_s)
+        turns.heard(CERTIFICATE.topic, CERTIFICATE.payload, at_s)
     assert turns.deadline_s == end_s
     assert turns.time_passed(end_s - 0.1) == []
     assert turns.time_passed(end_s) == [EndSessions((A,)), OpenGate()]
@@ -180,7 +182,55 @@ def test_a_turn_ends_by_the_clock(turns: ProvisioningTurns, steps: list[float], 
     assert turns.gate_opened(end_s) == []
     assert turns.requested(CREATE, end_s) == []
     assert turns.gone(A, end_s) == []
-    assert turns.connected(A, end_s) == [CloseGate(A)]
+
+
+@pytest.fixture
+def after_idle(turns: ProvisioningTurns) -> ProvisioningTurns:
+    """Return turns of which the last one passed without a request."""
+    turns.connected(A, 0)
+    turns.gate_closed(0)
+    turns.time_passed(PROGRESS_TIMEOUT_S)
+    turns.gone(A, PROGRESS_TIMEOUT_S)
+    turns.gate_opened(PROGRESS_TIMEOUT_S)
+    return turns
+
+
+def test_who_comes_back_and_asks_nothing_keeps_nobody_out(after_idle: ProvisioningTurns) -> None:
+    assert after_idle.connected(A, 20) == []
+    assert after_idle.deadline_s == float("inf")
+    # Another device with the claim takes over, and asks.
+    assert after_idle.connected(A, 90) == []
+    assert after_idle.requested(CREATE, 91) == [CloseGate(A)]
+    assert after_idle.gate_closed(91) == [Serve(3, A, CREATE)]
+    after_idle.gone(A, 92)
+    after_idle.gate_opened(92)
+    # Which was better.
+    assert after_idle.connected(A, 93) == [CloseGate(A)]
+
+
+def test_who_comes_back_and_asks_nothing_gives_way_to_another_claim(after_idle: ProvisioningTurns) -> None:
+    assert after_idle.connected(A, 20) == []
+    assert after_idle.connected(B, 30) == [CloseGate(B)]
+    assert after_idle.gate_closed(30) == [EndSessions((A,))]
+    after_idle.gone(A, 30)
+    assert after_idle.requested(CREATE, 30) == [Serve(3, B, CREATE)]
+
+
+def test_a_device_is_not_sent_away_while_it_waits_for_us(turns: ProvisioningTurns) -> None:
+    turns.connected(A, 0)
+    # The broker takes its time with the gate, and then with the access list.
+    turns.gate_closed(60)
+    (serve,) = turns.requested(CREATE, 61)
+    assert isinstance(serve, Serve)
+    late_s = 61 + PROGRESS_TIMEOUT_S + 5
+    assert turns.time_passed(late_s) == []
+    assert turns.answered(serve.session, CERTIFICATE, late_s) == [Send(CERTIFICATE)]
+    assert turns.deadline_s == late_s + PROGRESS_TIMEOUT_S
+
+
+def test_what_is_secret_is_in_no_text_of_ours() -> None:
+    assert "a certificate" not in repr(Send(CERTIFICATE))
+    assert "token" not in repr(Serve(1, A, ClaimRequest(CREATE.topic, b"a token")))
 
 
 def test_a_provisioned_device_that_forgets_to_go_is_sent_away(turns: ProvisioningTurns) -> None:

@@ -7,10 +7,12 @@ import json
 import pytest
 
 from tests.asking import NOW_S, answers, delete, get, send, update
+from twins import shard as shard_module
 from twins.errors import ModelError
 from twins.messages import Batch, Operation, Request
 from twins.model import Group
 from twins.shard import Shard
+from twins.snapshot import dump_shard, load_shard
 
 
 @pytest.fixture
@@ -136,6 +138,49 @@ def test_unregistering_forgets_the_thing_and_leaves_the_others(shard: Shard) -> 
         "door",
         "fan",
     ]
+
+
+LATE = (
+    (Operation.SHADOW_UPDATE, b'{"state":{"reported":{"a":1}}}', ""),
+    (Operation.SHADOW_UPDATE, b'{"state":{"reported":{"a":1}}}', "config"),
+    (Operation.TELEMETRY, b'{"a":1}', "s"),
+)
+
+
+@pytest.mark.parametrize(("operation", "payload", "name"), LATE)
+def test_what_an_unregistered_things_device_sent_before_makes_no_twin_again(
+    shard: Shard, operation: Operation, payload: bytes, name: str
+) -> None:
+    register(shard, b'{"model":"untyped"}')
+    send(shard, Operation.UNREGISTER)
+    for kept in (shard, load_shard(dump_shard(shard))):
+        outcome = send(kept, operation, payload, name=name)
+        assert [message.topic.rsplit("/", 1)[1] for message in outcome.publishes] in ([], ["rejected"])
+        assert (kept.twin_count(), kept.named_shadows, kept.telemetry) == (0, {}, {})
+    # A thing of that name is served again once it is registered.
+    register(shard, b'{"model":"untyped"}')
+    send(shard, operation, payload, name=name)
+    assert get(shard, name=name) is not None or shard.telemetry
+
+
+def test_an_operator_may_give_a_shadow_to_a_thing_that_was_unregistered(shard: Shard) -> None:
+    register(shard, b'{"model":"untyped"}')
+    send(shard, Operation.UNREGISTER)
+    request = Request(Operation.SHADOW_UPDATE, "lamp", b'{"state":{}}', is_direct=True)
+    [reply] = shard.apply(Batch("", 0, [request]), NOW_S).replies
+    assert reply.status == 200
+
+
+def test_of_unregistered_things_so_many_are_remembered_as_take_no_room(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_module, "_UNREGISTERED_MAX", 2)
+    for thing in ("lamp", "door", "lamp", "fan"):
+        register(shard, b'{"model":"untyped"}', thing=thing)
+        # The second time as after an answer that was lost.
+        send(shard, Operation.UNREGISTER, thing=thing)
+        send(shard, Operation.UNREGISTER, thing=thing)
+    assert list(shard.unregistered) == ["lamp", "fan"]
 
 
 def test_a_thing_and_a_simulated_device_never_share_a_name(shard: Shard) -> None:

@@ -27,7 +27,11 @@ def test_columns_are_names_models_types_groups_and_attributes(tmp_path: Path) ->
     )
     file = things_file(tmp_path, text)
     summary = file.check()
-    assert (summary.count, summary.types, summary.groups) == (3, {"lamp": 2}, {"x": 2, "y": 2})
+    assert (list(summary.things), summary.types, summary.groups) == (
+        ["a", "b", "c"],
+        {"lamp": 2},
+        {"x": 2, "y": 2},
+    )
     first, second, third = file.rows()
     assert first.request() == {
         "name": "a",
@@ -92,7 +96,7 @@ def test_a_cell_beyond_what_any_cell_holds_is_told_with_its_line(tmp_path: Path)
 def test_lines_end_as_on_any_system(tmp_path: Path, end: str) -> None:
     path = tmp_path / "things.csv"
     path.write_bytes(f'"name","site"{end}a,"ber"{end}b,muc'.encode("utf-8-sig"))
-    assert ThingsFile(path).check().count == 2
+    assert ThingsFile(path).check().things == {"a": 2, "b": 3}
     assert [(row.line, row.description.name) for row in ThingsFile(path).rows()] == [(2, "a"), (3, "b")]
 
 
