@@ -6,6 +6,5 @@ Reading order (a module imports only modules that stand before it in this list):
 `fleet` · `actor_settings` · `shard_keeper` · `ray_runtime` · `ray_watcher` · `shard_actor` · `ray_fleet` ·
 `mqtt_link` · `mqtt_session` · `retained` · `mqtt_retained` · `mqtt_properties` · `mqtt_outbox` · `mqtt_in_flight` ·
 `unheard` · `mqtt_bridge` · `mqtt_events` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` ·
-`gateway` ·
-`provisioning` · `bridge_actor` · `gateway_actor` · `pacer` · `cluster`
+`gateway` · `provisioning` · `bridge_actor` · `gateway_actor` · `pacer` · `cluster`
 """

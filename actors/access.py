@@ -21,8 +21,10 @@ from twins.clock import Clock
 
 # The list is renewed two weeks before it expires; what this is about is a reload that failed, which should not last.
 _LOOK_EVERY_S: Final = 5.0
-# The second succeeds, mostly. A broker with all it can do is found at rest in few; in half of these it is not at all.
-_ATTEMPTS_MAX: Final = 100
+# At 2 ms, and 1 for the attempt, a second or more in all. With one client that comes and goes without a pause up to 77
+# were needed, measured; a broker that has not been found at rest in 300 has so much to do that it never is.
+_ATTEMPTS_MAX: Final = 400
+_ATTEMPTS_AT_REST: Final = 300
 _ATTEMPT_EVERY_S: Final = 0.002
 _LOG: Final = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class BrokerAccess:
                 await asyncio.to_thread(end_sessions, self._data_dir, names)
                 continue
             # Nobody must go away in between: asking and telling are one step, and the broker stands still meanwhile.
-            if reload.signal_if(lambda: not self._away(), even_at_work=attempt > _ATTEMPTS_MAX // 2):
+            if reload.signal_if(lambda: not self._away(), even_at_work=attempt >= _ATTEMPTS_AT_REST):
                 await asyncio.to_thread(reload.wait)
                 return
             await asyncio.sleep(_ATTEMPT_EVERY_S)

@@ -51,8 +51,9 @@ class BrokerLogReader:
         self._file = log_file
         self._earlier_file = log_file.with_suffix(".log.old")
         self._position = position
-        # What was read from the position on and not taken yet.
+        # What was read ahead, and how much of it was taken: of megabytes only the lines are copied.
         self._ahead = b""
+        self._taken_bytes = 0
 
     @property
     def position(self) -> LogPosition | None:
@@ -65,33 +66,41 @@ class BrokerLogReader:
         Where the file is gone, because somebody removed it, that is the line alone.
         """
         ended = line + b"\n"
-        if self._ahead.startswith(ended):
-            return self._take(len(ended))
         lines: list[bytes] = []
-        if self._end_of(ended) < 0:
+        end = self._end_of(ended)
+        if end < 0:
             while self._open_earlier_file():
                 lines += self._take(self._ahead.rfind(b"\n") + 1)
             if not self._read_ahead():
                 return [*lines, line]
-        end = self._end_of(ended)
+            end = self._end_of(ended)
         return lines + self._take(end) if end >= 0 else lines
 
     def lines(self, count_max: int) -> list[bytes]:
         """Return up to `count_max` of the lines not read yet; one that is being written is left for later."""
-        if b"\n" not in self._ahead and not self._open_earlier_file():
+        if self._ahead.find(b"\n", self._taken_bytes) < 0 and not self._open_earlier_file():
             self._read_ahead()
-        whole = self._ahead[: self._ahead.rfind(b"\n") + 1].split(b"\n", count_max)
-        return self._take(sum(len(line) + 1 for line in whole[:-1]))
+        end = self._taken_bytes
+        for _ in range(count_max):
+            following = self._ahead.find(b"\n", end) + 1
+            if not following:
+                break
+            end = following
+        return self._take(end)
 
     def _end_of(self, ended: bytes) -> int:
-        """Return where a whole line ends in what was read ahead, -1 if it is not there."""
-        start = (b"\n" + self._ahead).find(b"\n" + ended)
-        return -1 if start < 0 else start + len(ended)
+        """Return where a whole line that was not taken yet ends in what was read ahead, -1 if it is not there."""
+        if self._ahead.startswith(ended, self._taken_bytes):
+            return self._taken_bytes + len(ended)
+        start = self._ahead.find(b"\n" + ended, self._taken_bytes)
+        return -1 if start < 0 else start + 1 + len(ended)
 
-    def _take(self, byte_count: int) -> list[bytes]:
-        taken, self._ahead = self._ahead[:byte_count], self._ahead[byte_count:]
+    def _take(self, end: int) -> list[bytes]:
+        """Return the lines up to `end` in what was read ahead, which are read then."""
+        taken = self._ahead[self._taken_bytes : end]
+        self._taken_bytes = end
         if self._position is not None:
-            self._position = self._position._replace(offset=self._position.offset + byte_count)
+            self._position = self._position._replace(offset=self._position.offset + len(taken))
         return taken.split(b"\n")[:-1]
 
     def _read_ahead(self) -> bool:
@@ -106,9 +115,9 @@ class BrokerLogReader:
                     # Somebody has emptied it, to save space.
                     position = LogPosition(status.st_ino, 0)
                 log.seek(position.offset)
-                self._position, self._ahead = position, log.read()
+                self._position, self._ahead, self._taken_bytes = position, log.read(), 0
         except FileNotFoundError:
-            self._ahead = b""
+            self._ahead, self._taken_bytes = b"", 0
             return False
         return True
 
@@ -122,13 +131,13 @@ class BrokerLogReader:
                 if os.fstat(log.fileno()).st_ino != position.inode:
                     return False
                 log.seek(position.offset)
-                self._ahead = log.read()
+                self._ahead, self._taken_bytes = log.read(), 0
         except FileNotFoundError:
             return False
         if b"\n" in self._ahead:
             return True
         # The present one follows it, from its first line.
-        self._position, self._ahead = LogPosition(present, 0), b""
+        self._position, self._ahead, self._taken_bytes = LogPosition(present, 0), b"", 0
         return False
 
 

@@ -4,6 +4,9 @@ A device that was away may connect, subscribe and never ask. The service that it
 delta until the next update; here the delta is published again after the subscription, as `update/delta` always is: at
 least once, with the shadow's version, and without a client token. A device that keeps its session subscribes once, so
 for it connecting counts as subscribing: what the broker kept for it may have been lost with the broker.
+
+Who has begun to listen is known here only until it is settled. If this process dies before that, nothing is missed: the
+platform ends with it, and with the next broker every device connects anew.
 """
 
 from __future__ import annotations

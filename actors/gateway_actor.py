@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,15 +135,7 @@ class ClusterView:
             counts: dict[str, Any] = await asyncio.wait_for(bridge.statistics.remote(), _STATUS_TIMEOUT_S)
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             return ProcessStatus("bridge", 0, state="down", reason=_first_line(error))
-        is_serving = bool(counts.get("is_connected"))
-        return ProcessStatus(
-            "bridge",
-            counts["pid"],
-            queue_length=counts.get("waiting_count", 0) + counts.get("in_flight_count", 0),
-            state="ready" if is_serving else "down",
-            reason="" if is_serving else counts.get("last_error") or "not connected to the broker",
-            totals={name: counts.get(key, 0) for name, key in _BRIDGE_TOTALS.items()},
-        )
+        return bridge_status(counts)
 
     async def _shard_actors(self) -> list[ProcessStatus]:
         found = []
@@ -180,6 +172,19 @@ class ClusterView:
         """Return when no MQTT session of these client ids is open or kept."""
         for client_id in client_ids:
             await asyncio.to_thread(end_session, Path(self._settings.data_dir), client_id)
+
+
+def bridge_status(counts: Mapping[str, Any]) -> ProcessStatus:
+    """Return the bridge's state from what its `statistics` say; before it is opened they are its process id only."""
+    is_serving = bool(counts.get("is_connected"))
+    return ProcessStatus(
+        "bridge",
+        counts["pid"],
+        queue_length=counts.get("waiting_count", 0) + counts.get("in_flight_count", 0),
+        state="ready" if is_serving else "down",
+        reason="" if is_serving else counts.get("last_broker_error") or "not connected to the broker",
+        totals={name: counts.get(key, 0) for name, key in _BRIDGE_TOTALS.items()},
+    )
 
 
 def _by_pid(role: str, pid: int) -> ProcessStatus:

@@ -8,9 +8,9 @@ What is promised:
 
 - A request at QoS 1 is acknowledged after its shard has answered for good *and* the broker has taken over
   (PUBACK) all that the answer publishes. Whatever breaks before that, the broker delivers the request again,
-  and never is one lost by the bridge. What the same bridge holds or has carried out when it is delivered
-  again is not carried out twice; after the bridge itself died it is (at least once), and so are the messages
-  that the answer publishes.
+  and never is one lost by the bridge. What the same bridge holds, or has carried out and not acknowledged, is
+  not carried out twice when it is delivered again. After the bridge itself died it is (at least once), or
+  where an acknowledgement was lost with its connection; and so are the messages that the answer publishes.
 - A broker that is killed forgets what it had not saved. Requests that the bridge holds at that moment are
   carried out all the same; others that were acknowledged just before may come again, also after later ones.
 - Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one

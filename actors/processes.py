@@ -257,9 +257,10 @@ def find_process(pid_file: Path, *, program: str, argument: str) -> int | None:
 
 @contextmanager
 def standstill(pid: int) -> Iterator[bool]:
-    """Hold a process of our user still, and give whether it stands where it waits for events; then it goes on.
+    """Hold a process of our user still, give whether it stands where it waits for events and has none, and let it go.
 
-    False where it was at work, or could not be held within milliseconds: it may do more of what it had begun.
+    False where it was at work, or could not be held within milliseconds: it may do more of what it had begun. Where the
+    system does not let us see into the process (Yama, for one, unless it descends from this one), it counts as waiting.
     """
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -293,20 +294,28 @@ def _has_events(pid: int) -> bool:
     """Tell whether epoll_wait has something to return to another process; no where the system does not say."""
     # The call may have found events when the signal came; they stay ready until the process has read them.
     try:
-        links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if "eventpoll" in link.readlink().name]
-        with open(os.pidfd_open(pid), "rb") as process:  # noqa: PTH123  (a descriptor)
-            for link in links:
-                copy = _libc.syscall(_PIDFD_GETFD, process.fileno(), int(link.name), 0)
-                if copy < 0:
-                    return False
-                try:
-                    if select.select([copy], [], [], 0)[0]:
-                        return True
-                finally:
-                    os.close(copy)
+        files = Path(f"/proc/{pid}/fd").iterdir()
+        numbers = [int(file.name) for file in files if file.readlink().name == "anon_inode:[eventpoll]"]
+        process = os.pidfd_open(pid)
     except OSError:
         return False
-    return False
+    try:
+        return any(_is_readable(process, number) for number in numbers)
+    finally:
+        os.close(process)
+
+
+def _is_readable(process: int, number: int) -> bool:
+    """Tell whether an open file of another process has something to read; no where we may not look at it."""
+    copy = _libc.syscall(_PIDFD_GETFD, process, number, 0)
+    if copy < 0:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(copy, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(copy)
 
 
 def end_leftover(pid: int, *, timeout_s: float) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 import psutil
 
+from actors.errors import PlatformNotRunning
 from actors.pki import generate_key_and_csr
 from actors.processes import wait_until
 from actors.settings import DataDirectory, Endpoints
@@ -128,7 +129,10 @@ class RunningPlatform:
 
         def is_ready() -> bool:
             assert self.process.poll() is None, f"the platform ended while it started:\n{self.output()}"
-            return self.directory.endpoints_file.exists()
+            # The file of one that was killed is still there.
+            with contextlib.suppress(PlatformNotRunning):
+                return Endpoints.read(self.data_dir).pid == self.process.pid
+            return False
 
         until(is_ready, f"the platform is ready; it says\n{self.output()}", timeout_s=START_TIMEOUT_S)
         self._endpoints = Endpoints.read(self.data_dir)

@@ -79,12 +79,12 @@ class House:
         """Return what the twin knows of its connection."""
         return (await self.fleet.twin(name).describe())["connectivity"]
 
-    async def until_connected(self, name: str, is_connected: bool) -> dict[str, Any]:
-        """Return what the twin knows, once it knows this."""
+    async def until_connected(self, name: str, is_connected: bool, *, version: int = 0) -> dict[str, Any]:
+        """Return what the twin knows, once it knows this, of this connection or a later one."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 known = await self.connectivity(name)
-                if known is not None and known["connected"] is is_connected:
+                if known is not None and known["connected"] is is_connected and known["version"] >= version:
                     return dict(known)
                 # The twin says nothing of itself: it has to be asked.
                 await asyncio.sleep(0.005)
@@ -406,4 +406,5 @@ async def test_a_burst_of_connects_is_told_whole(house: House) -> None:
 
             await asyncio.to_thread(collect)
         for name in names:
-            assert (await house.until_connected(name, False))["version"] == 5
+            # The twins are told after the observer.
+            assert (await house.until_connected(name, False, version=5))["version"] == 5

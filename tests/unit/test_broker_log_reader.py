@@ -124,3 +124,18 @@ def test_without_a_file_the_line_that_arrives_is_all_there_is(log: Path) -> None
 @pytest.mark.parametrize("text", ["", "5", ":", "a:1", "1:-1", "1:x"])
 def test_a_text_that_holds_no_position_gives_none(text: str) -> None:
     assert LogPosition.parse(text) is None
+
+
+def test_line_by_line_and_a_thousand_at_once_are_the_same_lines(log: Path) -> None:
+    lines = [START, *(TIME + b"line %d" % number for number in range(50))]
+    write(log, *lines)
+    reader = BrokerLogReader(log, None)
+    found = reader.lines_through(lines[3])
+    found += reader.lines(2)
+    found += [each for line in lines[6:20] for each in reader.lines_through(line)]
+    # One far ahead, one that was read, the rest.
+    found += reader.lines_through(lines[30]) + reader.lines_through(lines[20]) + reader.lines(ALL)
+    assert found == lines
+    position = reader.position
+    assert position is not None
+    assert position.offset == log.stat().st_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actors.broker_log import (
@@ -23,6 +25,10 @@ AT_S = 1_700_000_000.0
 
 def connected(name: str = "lamp", *, port: int = 1, user: str | None = None) -> ClientConnected:
     return ClientConnected(AT_S, "127.0.0.1", port, name, name if user is None else user, 4, 60, True)
+
+
+def fifth(name: str = "lamp", *, user: str | None = None) -> ClientConnected:
+    return replace(connected(name, user=user), protocol=5)
 
 
 def changes(*events: BrokerEvent) -> list[SessionChange]:
@@ -99,3 +105,27 @@ def test_sessions_known_to_be_open_go_on() -> None:
     sessions = OpenSessions({"lamp": 5})
     assert sessions.take(connected(port=5)) == []
     assert sessions.take(BrokerStarted(AT_S)) == [SessionClosed(AT_S, "lamp", "SERVER_ERROR")]
+
+
+@pytest.mark.parametrize("end", [event for event, _ in ENDS[:-1]], ids=[reason for _, reason in ENDS[:-1]])
+def test_a_client_of_mqtt_5_is_away_however_its_connection_ended(end: BrokerEvent) -> None:
+    sessions = OpenSessions({}).after([fifth()])
+    assert sessions.away() == []
+    assert sessions.after([end]).away() == ["lamp"]
+
+
+def test_a_client_is_away_no_more_once_it_is_back_was_ended_or_speaks_an_older_protocol() -> None:
+    sessions = OpenSessions({}).after([fifth(), ENDS[0][0]])
+    gone = ENDS[0][0]
+    assert sessions.after([fifth()]).away() == []
+    assert sessions.after([fifth(user="app.bridge"), gone]).away() == []
+    assert sessions.after([connected(), gone]).away() == []
+    assert sessions.away() == ["lamp"]
+
+
+def test_an_older_protocol_leaves_nobody_away() -> None:
+    assert OpenSessions({}).after([connected(), ENDS[0][0]]).away() == []
+
+
+def test_who_is_away_is_known_from_what_was_kept() -> None:
+    assert OpenSessions({"lamp": 1}, fifth=["fan", "lamp"]).away() == ["fan"]
