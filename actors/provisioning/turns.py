@@ -13,8 +13,8 @@ follow, to be carried out in their order. What is promised:
 - An answer leaves while the gate is closed and the asker's session is connected. It counts when its echo comes back
   before that session ends or is taken over; else a certificate that it carried is burnt, for somebody else may have it.
 - Every turn ends: with the session, soon after the thing was provisioned, when its device asks nothing for a time, and
-  at last by the clock; what is left of the session at the broker is cleared away before the gate opens. After a turn in
-  which nothing was asked the next one begins with a request: who only comes back and waits keeps nobody out.
+  at last by the clock; what is left of the session at the broker is cleared away before the gate opens. For a while
+  after one in which nothing was asked turns begin with a request: who only comes back and waits keeps nobody out.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FAREWELL_S: Final = 3.0
 PROGRESS_TIMEOUT_S: Final = 10.0
 # Both requests with a slow hook, twice over.
 TURN_TIMEOUT_S: Final = 30.0
+# Who idles is back within seconds. Not for ever: before it can ask over a slow link, a device may be taken over.
+WARY_S: Final = 60.0
 # A device sends one request and waits for its answer; the rest is room for an impatient one.
 PENDING_COUNT_MAX: Final = 8
 
@@ -148,8 +150,8 @@ class ProvisioningTurns:
         self._sessions: dict[str, _Session] = {}
         self._last_number = 0
         self._is_blind = True
-        # The clock has ended a turn in which nothing was asked, and no turn has been better since.
-        self._was_idle = False
+        # The clock has ended a turn in which nothing was asked: until then a turn begins with a request.
+        self._is_wary_until_s = float("-inf")
 
     @property
     def deadline_s(self) -> float:
@@ -291,7 +293,8 @@ class ProvisioningTurns:
         turn = self._turn
         if turn is None or now_s < self.deadline_s:
             return []
-        self._was_idle = self._was_idle or not turn.has_asked
+        if not turn.has_asked:
+            self._is_wary_until_s = now_s + WARY_S
         return self._end_turn(turn)
 
     # ---- steps ----
@@ -303,7 +306,8 @@ class ProvisioningTurns:
         # The newest: what is older has waited longer, and is nearer to giving up.
         session = max(waiting, key=lambda one: one.number)
         # Of two claims one must go before a request can be anybody's.
-        if self._was_idle and len(self._sessions) == 1 and not session.pending:
+        is_wary = now_s < self._is_wary_until_s
+        if is_wary and len(self._sessions) == 1 and not session.pending:
             return []
         self._turn = _Turn(session.claim, session.number, now_s, now_s)
         self._gate = "CLOSING"
@@ -318,7 +322,6 @@ class ProvisioningTurns:
         if session is None or session.is_served or session.is_ending or not session.pending:
             return []
         session.is_served = turn.has_asked = True
-        self._was_idle = False
         return [Serve(session.number, session.claim, session.pending.popleft())]
 
     def _end(self, claims: Sequence[str]) -> list[Action]:

@@ -136,7 +136,10 @@ async def test_a_turn_ends_with_its_session_however_that_ends(
 ) -> None:
     await desk.on_broker_event(CONNECTED)
     await door.until(f"close for {CLAIM}")
+    assert desk.turns.deadline_s < float("inf")
     await desk.on_broker_event(end)
+    # At once, and not by the clock.
+    assert desk.turns.deadline_s == float("inf")
     await door.until(f"end {CLAIM}", "open")
 
 

@@ -12,6 +12,7 @@ from actors.provisioning.turns import (
     PENDING_COUNT_MAX,
     PROGRESS_TIMEOUT_S,
     TURN_TIMEOUT_S,
+    WARY_S,
     Action,
     Burn,
     ClaimAnswer,
@@ -199,13 +200,15 @@ def test_who_comes_back_and_asks_nothing_keeps_nobody_out(after_idle: Provisioni
     assert after_idle.connected(A, 20) == []
     assert after_idle.deadline_s == float("inf")
     # Another device with the claim takes over, and asks.
-    assert after_idle.connected(A, 90) == []
-    assert after_idle.requested(CREATE, 91) == [CloseGate(A)]
-    assert after_idle.gate_closed(91) == [Serve(3, A, CREATE)]
-    after_idle.gone(A, 92)
-    after_idle.gate_opened(92)
-    # Which was better.
-    assert after_idle.connected(A, 93) == [CloseGate(A)]
+    assert after_idle.connected(A, 30) == []
+    assert after_idle.requested(CREATE, 31) == [CloseGate(A)]
+    assert after_idle.gate_closed(31) == [Serve(3, A, CREATE)]
+    after_idle.gone(A, 32)
+    after_idle.gate_opened(32)
+    # The first one comes back.
+    assert after_idle.connected(A, 33) == []
+    after_idle.gone(A, 34)
+    assert after_idle.connected(A, PROGRESS_TIMEOUT_S + WARY_S) == [CloseGate(A)]
 
 
 def test_who_comes_back_and_asks_nothing_gives_way_to_another_claim(after_idle: ProvisioningTurns) -> None:
