@@ -1,8 +1,10 @@
-"""What holds for all tests: unit/ and property/ reach no network and start no Ray; real parts run one at a time."""
+"""What holds for all tests: unit/ and property/ reach no network and start no Ray; platforms run one at a time."""
 
 from __future__ import annotations
 
+import re
 import socket
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 _OFFLINE = tuple(Path(__file__).parent / name for name in ("unit", "property"))
 # As node ids begin.
 _REAL_PARTS = ("tests/integration/", "tests/contract/")
+# What a test file says that needs a whole platform, or Ray; the session's platform is then started only once.
+_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b")
 
 # The same examples on every machine and in every run: a failure is repeated by running the test again.
 hypothesis.settings.register_profile(
@@ -44,17 +48,29 @@ class _PairsOnlySocket(socket.socket):
         super().__init__(family, type, proto, fileno)
 
 
-class _RealPartsInOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Sends the tests that need real parts to one worker, where they share what they start, and spreads the others."""
+class _RealPartsTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
+    """Keeps the tests of whole platforms in one worker, those of single real parts in one, and spreads the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "real parts" if nodeid.startswith(_REAL_PARTS) else nodeid
+        if not nodeid.startswith(_REAL_PARTS):
+            return nodeid
+        return "whole platforms" if _needs_platform(nodeid.partition("::")[0]) else "real parts"
+
+
+@cache
+def _needs_platform(file: str) -> bool:
+    # Those of the contract share a Ray.
+    is_contract = file.startswith("tests/contract/")
+    return (
+        is_contract
+        or _WHOLE_PLATFORM.search((Path(__file__).parents[1] / file).read_text(encoding="utf-8")) is not None
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Give xdist the order of work; its own groups rename tests, which pytest 9.2 ignores."""
-    return _RealPartsInOneWorker(config, log)
+    return _RealPartsTogether(config, log)
 
 
 @pytest.fixture(autouse=True)

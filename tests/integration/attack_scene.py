@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _SHADOW: Final = f"$aws/things/{ALICE}/shadow"
 _ALICE_HEARS: Final = ("$aws/#", "#")
 # The longest that a device may be silent; her session outlasts every test.
 _ALICE_KEEP_ALIVE_S: Final = 1200
+# The broker tells its totals every two seconds, and only when they have changed.
+_TOTALS_S: Final = 5.0
 
 
 def metric(platform: RunningPlatform, name: str, **labels: str) -> float:
@@ -34,6 +37,20 @@ def metric(platform: RunningPlatform, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+def settled(platform: RunningPlatform, name: str) -> None:
+    """Return when a metric has not changed for longer than the broker takes to tell its totals (2 s), twice over."""
+    value, since_s = -1.0, time.monotonic()
+
+    def is_settled() -> bool:
+        nonlocal value, since_s
+        found = metric(platform, name)
+        if found != value:
+            value, since_s = found, time.monotonic()
+        return time.monotonic() - since_s > _TOTALS_S
+
+    until(is_settled, f"{name} settles")
 
 
 @contextlib.contextmanager
