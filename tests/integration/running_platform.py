@@ -32,6 +32,8 @@ COMMAND_TIMEOUT_S: Final = 60.0
 # Whatever else is waited for takes milliseconds on a quiet machine.
 DEADLINE_S: Final = 30.0
 FREE_PORTS: Final = ("--mqtt-port", "0", "--device-port", "0", "--api-port", "0")
+# More than one, however few cores the machine has: what happens between them is part of what is tested.
+SHARD_ACTORS: Final = ("--shard-actors", "2")
 TWINFLEET: Final = ("-m", "twinfleet")
 # Every process of a platform inherits this variable from the process that started it.
 _MARK: Final = "TWINFLEET_STARTED_FOR"
@@ -110,6 +112,7 @@ class RunningPlatform:
                     "--data-dir",
                     str(data_dir),
                     *FREE_PORTS,
+                    *SHARD_ACTORS,
                     *arguments,
                 ],
                 stdin=subprocess.DEVNULL,
