@@ -29,6 +29,9 @@ from twins.messages import Delivery
 
 # A broker reads its database back before it answers: seconds for a large one. Longer means that it hangs.
 CONNECT_TIMEOUT_S: Final = 10.0
+# An acknowledgement waits so long for something to leave with: each write costs the bridge half a millisecond, and what
+# comes in that time is far from filling the broker's window (1000 messages).
+_ACKNOWLEDGE_WITHIN_S: Final = 0.004
 # The socket needs one round trip to close; a broker that hangs is not waited for.
 _CLOSE_TIMEOUT_S: Final = 2.0
 # The broker keeps messages this long for a bridge that is away: a night's outage or a bad upgrade, not for
@@ -121,7 +124,9 @@ class MqttLink:
         self._client = self._make_client()
         # gmqtt's connection, once there is one.
         self._wire: Any = None
+        # What leaves with the next write.
         self._unsent: list[bytes] = []
+        self._is_flush_due = False
         self._overheard: list[Subscription] = []
 
     def _make_client(self) -> Any:
@@ -236,17 +241,21 @@ class MqttLink:
         if not self.is_open:
             return False
         words = [_PUBACK_WORD | packet_id for packet_id in packet_ids]
-        self.send(struct.pack(f"!{len(words)}I", *words))
+        if not self._unsent:
+            asyncio.get_running_loop().call_later(_ACKNOWLEDGE_WITHIN_S, self._flush)
+        self._unsent.append(struct.pack(f"!{len(words)}I", *words))
         return True
 
     def send(self, packets: bytes) -> None:
         """Send encoded packets, after all earlier ones; they may be lost with the link."""
         # What one turn of the event loop brings leaves in one write: writing was a third of the bridge's time.
-        if not self._unsent:
+        if not self._is_flush_due:
+            self._is_flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(packets)
 
     def _flush(self) -> None:
+        self._is_flush_due = False
         packets, self._unsent = self._unsent, []
         if packets and self.is_open:
             self._wire.send_package(b"".join(packets))
