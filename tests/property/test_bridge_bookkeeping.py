@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors import mqtt_bridge, mqtt_session
+from actors import mqtt_bridge, mqtt_link, mqtt_session
 from actors.errors import ShardUnavailable
 from actors.mqtt_bridge import MARKER_TOPIC, BrokerConnection, MqttBridge
 from actors.mqtt_link import LinkEvents, MqttLink
@@ -197,6 +197,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self.patches.setattr(mqtt_bridge, "RETRY_DELAY_MIN_S", 0.0)
         self.patches.setattr(mqtt_session, "RECONNECT_DELAY_MIN_S", 0.0)
         self.patches.setattr(mqtt_session, "RECONNECT_DELAY_MAX_S", 0.0)
+        self.patches.setattr(mqtt_link, "_ACKNOWLEDGE_WITHIN_S", 0.0)
         self.loop = asyncio.new_event_loop()
         self.sent: list[Message] = []
         # Once one of these has happened, less is promised.
