@@ -39,7 +39,7 @@ from actors.errors import BrokerError, WorldError
 from actors.mqtt_in_flight import ShadowRequests, too_many_requests
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Outbox
-from actors.mqtt_session import MqttSession
+from actors.mqtt_session import MqttSession, until_one_failed
 from actors.unheard import BYTES_TOPIC, MESSAGES_TOPIC, OVERHEARD_FILTERS, UnheardPublishes, is_heard
 from actors.wall_clock import WallClock
 from twins import topics
@@ -209,11 +209,7 @@ class MqttBridge:
 
     async def until_failed(self) -> None:
         """Return when the bridge was stopped; raise what ended a lane (a bug, or an error that lasts) otherwise."""
-        if self._tasks:
-            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():
-                    task.result()
+        await until_one_failed(self._tasks)
 
     async def publish(self, messages: Sequence[Publish]) -> None:
         """Return when the broker has taken over `messages` (PUBACK), in their order and after all earlier ones.
@@ -221,23 +217,16 @@ class MqttBridge:
         Waits while the broker is away or slow; BrokerError when the bridge is stopped first. A caller that
         gives up may find its messages sent later all the same.
         """
-        if not messages:
-            return
-        await self._session.room()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._session.send(messages, partial(self._concluded, done, messages))
-        await done
+        if messages:
+            await self._session.publish(messages, finish=partial(self._count_own, messages))
 
-    def _concluded(
-        self, done: asyncio.Future[None], messages: Sequence[Publish], error: BrokerError | None
-    ) -> None:
-        """Tell who waits, and count what the bridge hears itself, or the broker does not count."""
+    def _count_own(self, messages: Sequence[Publish], _: BrokerError | None) -> None:
+        """Count what the bridge hears itself, or the broker does not count."""
         for message in messages:
             is_own = is_heard(message.topic)
             is_retained = message.delivery is not None and message.delivery.is_retained
             self._own_count += is_own or is_retained
             self._own_bytes += len(message.payload) * is_own
-        _conclude(done, error)
 
     async def stop(self) -> None:
         """Finish what is under way, for a bounded time, and disconnect; the rest is delivered after the next start."""
@@ -525,12 +514,3 @@ class MqttBridge:
         self._acknowledged_count += len(packet_ids)
         for packet_id in packet_ids:
             self._held.pop(packet_id, None)
-
-
-def _conclude(done: asyncio.Future[None], error: BrokerError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)

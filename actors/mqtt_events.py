@@ -33,7 +33,7 @@ from actors.broker_log import BrokerEvent, parse_line
 from actors.broker_log_reader import BrokerLogReader, LogPosition
 from actors.errors import BrokerError, WorldError
 from actors.mqtt_link import BrokerConnection
-from actors.mqtt_session import MqttSession
+from actors.mqtt_session import MqttSession, until_one_failed
 from twins.clock import Clock
 from twins.messages import Publish
 
@@ -158,20 +158,12 @@ class EventsSession:
 
     async def until_failed(self) -> None:
         """Return when the session was stopped; raise what ended it otherwise."""
-        if self._tasks:
-            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():
-                    task.result()
+        await until_one_failed(self._tasks)
 
     async def publish(self, messages: Sequence[Publish]) -> None:
         """Return when the broker has taken over `messages` (PUBACK), in their order; waits while it is away."""
-        if not messages:
-            return
-        await self._session.room()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._session.send(messages, partial(_conclude, done))
-        await done
+        if messages:
+            await self._session.publish(messages)
 
     async def stop(self) -> None:
         """Finish what has arrived, for a bounded time, and disconnect; the rest comes after the next start."""
@@ -306,12 +298,3 @@ async def _until_done(step: Callable[[], Awaitable[None]]) -> None:
             return
         await asyncio.sleep(delay_s)
         delay_s = min(2 * delay_s, _RETRY_DELAY_MAX_S)
-
-
-def _conclude(done: asyncio.Future[None], error: BrokerError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)

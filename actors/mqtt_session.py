@@ -246,6 +246,30 @@ class MqttSession:
             self._changed.clear()
             await self._changed.wait()
 
+    async def publish(
+        self, messages: Sequence[Publish], *, finish: Callable[[BrokerError | None], None] | None = None
+    ) -> None:
+        """Return when the broker has taken over `messages` (at least one), in their order; wait while it is away.
+
+        BrokerError when the session is closed first. `finish` is told as with `send`, before anybody who waits here: a
+        caller that gives up may find its messages sent later all the same.
+        """
+        await self.room()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def conclude(error: BrokerError | None) -> None:
+            if finish is not None:
+                finish(error)
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        self.send(messages, conclude)
+        await done
+
     async def drained(self) -> None:
         """Return when the broker has taken over all that was to be sent."""
         while self._in_flight or self._waiting:
@@ -315,3 +339,12 @@ class MqttSession:
             asyncio.get_running_loop().call_soon(self._flush)
         if self._backlog_bytes < BACKLOG_BYTES_MAX:
             self._changed.set()
+
+
+async def until_one_failed(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Return when one of the tasks was cancelled, or there is none; raise what ended it otherwise."""
+    if tasks:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled():
+                task.result()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from cryptography.x509.oid import NameOID
 from actors.store import RedisServer
 from tests.integration.attack_scene import Scene, scene_on
 from tests.integration.running_broker import Site, running_site
+from tests.integration.running_gateway import Gateway, open_gateway
 from tests.integration.running_platform import RunningPlatform, platform_on
 from tests.running_store import running_store
+
+_GATEWAY_PREFIXES = (f"gateway{number}:" for number in itertools.count())
 
 
 @pytest.fixture
@@ -50,6 +54,21 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
     """Give a running store of its own, in tmp_path / "store"."""
     with running_store(tmp_path / "store") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Give a running store that the tests of a module share; each takes a prefix of its own."""
+    with running_store(tmp_path_factory.mktemp("store")) as server:
+        yield server
+
+
+@pytest.fixture
+async def gateway(shared_store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """Give a gateway on its own part of the module's store, with nothing in it."""
+    prefix = next(_GATEWAY_PREFIXES)
+    async with open_gateway(shared_store.url, tmp_path / "platform", prefix=prefix) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

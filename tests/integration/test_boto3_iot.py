@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -16,26 +14,11 @@ from botocore.exceptions import ClientError
 
 from actors.gateway.server import HttpServer
 from actors.pki import generate_key_and_csr
-from actors.store import RedisServer
 from tests.integration.boto3_clients import boto3_client
-from tests.integration.running_gateway import Gateway, open_gateway
-from tests.running_store import running_store
+from tests.integration.running_gateway import Gateway
 from twins.messages import Connectivity, Operation, Request
 
 ARN = "arn:aws:iot:local:000000000000"
-_PREFIXES = (f"boto{number}:" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_store(tmp_path_factory.mktemp("store")) as started:
-        yield started
-
-
-@pytest.fixture
-async def gateway(store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with open_gateway(store.url, tmp_path / "platform", prefix=next(_PREFIXES)) as opened:
-        yield opened
 
 
 class Iot:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,12 @@ from rich.console import Console
 
 from actors.gateway.server import HttpServer
 from actors.pki import generate_key_and_csr
-from actors.store import RedisServer
-from tests.integration.running_gateway import TOKEN, Gateway, assert_problem, open_gateway
-from tests.running_store import running_store
+from tests.integration.running_gateway import TOKEN, Gateway, assert_problem
 from twinfleet.bulk_creation import Credentials, Tally, create_from_file
 from twinfleet.bulk_progress import progress_for
 from twinfleet.client import Document, OperatorClient
 from twinfleet.errors import FilesInTheWay, PlatformUnreachable, UsageFault
 from twinfleet.things_file import ThingsFile
-
-_PREFIXES = (f"bulk{number}:" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_store(tmp_path_factory.mktemp("store")) as started:
-        yield started
-
-
-@pytest.fixture
-async def gateway(store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with open_gateway(store.url, tmp_path / "platform", prefix=next(_PREFIXES)) as opened:
-        yield opened
 
 
 @pytest.fixture

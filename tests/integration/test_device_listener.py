@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -13,24 +12,9 @@ import pytest
 
 from actors.gateway.server import HttpServer, MutualTls
 from actors.pki import CertificateAuthority, KeyAndRequest, generate_key_and_csr
-from actors.store import RedisServer
-from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
-from tests.running_store import running_store
+from tests.integration.running_gateway import BEARER, Gateway, assert_problem
 
 DEADLINE_S = 10.0
-_PREFIXES = (f"devices{number}:" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_store(tmp_path_factory.mktemp("store")) as started:
-        yield started
-
-
-@pytest.fixture
-async def gateway(store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with open_gateway(store.url, tmp_path / "platform", prefix=next(_PREFIXES)) as opened:
-        yield opened
 
 
 class DeviceSite:

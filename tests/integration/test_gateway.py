@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -19,26 +17,11 @@ from actors.gateway.server import HttpServer, bind_loopback
 from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
 from actors.registry.records import FleetRecord, new_thing
-from actors.store import RedisServer
-from tests.integration.running_gateway import BEARER, Gateway, assert_problem, open_gateway
-from tests.running_store import running_store
+from tests.integration.running_gateway import BEARER, Gateway, assert_problem
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group
 
 DEADLINE_S = 10.0
-_PREFIXES = (f"gateway{number}:" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_store(tmp_path_factory.mktemp("store")) as started:
-        yield started
-
-
-@pytest.fixture
-async def gateway(store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with open_gateway(store.url, tmp_path / "platform", prefix=next(_PREFIXES)) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import httpx
 import msgspec
 import pytest
 
-from actors.store import RedisServer
-from tests.integration.running_gateway import Gateway, open_gateway
-from tests.running_store import running_store
+from tests.integration.running_gateway import Gateway
 from twins.messages import Connectivity, Operation, Request
 
-_PREFIXES = (f"search{number}:" for number in itertools.count())
 TWINS = (
     (Operation.SHADOW_UPDATE, "a", b'{"state":{"desired":{"x":2},"reported":{"x":1}}}', ""),
     (Operation.SHADOW_UPDATE, "a", b'{"state":{"reported":{"list":[{"y":5}]}}}', ""),
@@ -28,18 +24,6 @@ TWINS = (
     ),
     (Operation.DEFENDER, "d", b'{"hed":{"rid":7,"v":"1.0"},"met":{"ns":{"bi":5}}}', "json"),
 )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_store(tmp_path_factory.mktemp("store")) as started:
-        yield started
-
-
-@pytest.fixture
-async def gateway(store: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with open_gateway(store.url, tmp_path / "platform", prefix=next(_PREFIXES)) as opened:
-        yield opened
 
 
 @pytest.fixture
