@@ -18,8 +18,9 @@ What is promised:
   gathers, so submissions grow with the load, and only this lane's things wait.
 - A thing has ten shadow requests in flight, and each further one is answered with code 429 at once. Not counted
   out are requests that the broker had stored while the bridge, or its connection, was away: they wait their turn.
-- Nothing is buffered without bound: the broker hands over `receive_maximum` messages at QoS 1 until some are
-  acknowledged; those at QoS 0 are dropped beyond a bound, and counted.
+- Nothing is buffered without bound. The broker hands over `receive_maximum` messages at QoS 1 until some are
+  acknowledged; what mosquitto hands over beyond that is taken up to a bound, and the rest by a new connection later.
+  Messages at QoS 0 are dropped beyond a bound, and counted.
 
 With no other bridge on the broker the order per thing is that of the device. The batch's source must be new
 for each start of a bridge (its sequence numbers begin at 1), its client id the same for ever.
@@ -53,6 +54,10 @@ MARKER_TOPIC: Final = "twinfleet/bridge/marker"
 # Bounds what waits here without being in the broker's window: messages at QoS 0, and those of a connection
 # that is gone. About a second of the 100,000 small messages that mosquitto delivers at QoS 0.
 UNWINDOWED_BYTES_MAX: Final = 16 << 20
+# Bounds what waits here and is unacknowledged at the broker. `receive_maximum` does not: after each acknowledgement
+# mosquitto 2.0.11 hands over as many messages as the whole window holds, however many are out (of 10,000 stored
+# messages and a window of 10 it had 7,490 out at once).
+WINDOWED_BYTES_MAX: Final = 64 << 20
 # AWS IoT's limit for a payload. The broker lets more pass, for the sake of our own messages (its configuration says
 # which). A shadow request goes on all the same, so that it hears why it is refused; telemetry is answered by nobody.
 PAYLOAD_BYTES_MAX: Final = 131_072
@@ -103,7 +108,8 @@ class BridgeStatistics:
 
     `received_count` messages came; of these `rejected_topic_count` were no requests, `oversized_count` telemetry
     beyond PAYLOAD_BYTES_MAX, `throttled_count` shadow requests of things that had too many in flight,
-    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before.
+    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before. `overrun_count` times the
+    broker handed over more than may wait, and the connection was replaced so that it does so again.
     `is_catching_up` while what the broker had stored still comes. `request_count` requests in `batch_count`
     batches were answered by shards, `resent_count` submissions had to be repeated. `acknowledged_count`
     messages were acknowledged, `stale_count` could not be because their connection was gone.
@@ -121,6 +127,7 @@ class BridgeStatistics:
     throttled_count: int
     dropped_count: int
     redelivered_count: int
+    overrun_count: int
     batch_count: int
     request_count: int
     resent_count: int
@@ -175,8 +182,11 @@ class MqttBridge:
         self._orphans: dict[int, Held] = {}
         # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
         self._unwindowed_bytes = 0
+        # Of all that is held, and whether the current link has brought more: nothing is taken from it any more then.
+        self._held_bytes = 0
+        self._is_overrun = False
         self._received_count = self._rejected_topic_count = self._oversized_count = 0
-        self._throttled_count = self._dropped_count = self._redelivered_count = 0
+        self._throttled_count = self._dropped_count = self._redelivered_count = self._overrun_count = 0
         self._batch_count = self._request_count = self._resent_count = 0
         self._acknowledged_count = self._stale_count = 0
         self._unheard, self._unheard_bytes = UnheardPublishes(), UnheardPublishes()
@@ -259,6 +269,7 @@ class MqttBridge:
             throttled_count=self._throttled_count,
             dropped_count=self._dropped_count,
             redelivered_count=self._redelivered_count,
+            overrun_count=self._overrun_count,
             batch_count=self._batch_count,
             request_count=self._request_count,
             resent_count=self._resent_count,
@@ -286,7 +297,8 @@ class MqttBridge:
         for held in self._held.values():
             held.packet_id = 0
         self._held = {}
-        self._unwindowed_bytes = 0
+        self._held_bytes = self._unwindowed_bytes = 0
+        self._is_overrun = False
         dropped = {
             each for lane in self._outboxes for each in self._shorten(lane, comes_again=session_present)
         }
@@ -323,12 +335,32 @@ class MqttBridge:
         if orphan is None or orphan.request != request:
             return False
         orphan.packet_id = packet_id
-        self._held[packet_id] = orphan
+        self._keep(orphan)
         if orphan.is_done:
             self._acknowledge([orphan])
         elif not orphan.was_taken:
             self._unwindowed_bytes -= orphan.size_bytes
         return True
+
+    def _keep(self, held: Held) -> None:
+        self._held[held.packet_id] = held
+        self._held_bytes += held.size_bytes
+
+    def _is_one_too_many(self, size_bytes: int) -> bool:
+        """Tell whether a message at QoS 1 is to be left to the next link, as all that follow it on this one are."""
+        if not self._is_overrun and self._held_bytes + size_bytes > WINDOWED_BYTES_MAX:
+            self._is_overrun = True
+            self._overrun_count += 1
+        return self._is_overrun
+
+    def _take_up_again(self) -> None:
+        """Replace the link once there is room for what it brought in vain: the broker hands that over again."""
+        if (
+            self._is_overrun
+            and self._held_bytes <= WINDOWED_BYTES_MAX // 2
+            and self._session.link is not None
+        ):
+            self._session.link.end("the MQTT broker handed over more than may wait here")
 
     def _may_keep(self, size_bytes: int) -> bool:
         """Tell whether a message that no window of the broker bounds may wait, and count it either way."""
@@ -400,15 +432,17 @@ class MqttBridge:
         if not packet_id:
             if not self._may_keep(size_bytes):
                 return
+        elif self._is_one_too_many(size_bytes):
+            return
         elif is_redelivered:
             if self._is_held(request, packet_id):
                 return
-            self._held[packet_id] = held
+            self._keep(held)
         else:
             # The broker delivers in order, so all that comes again has come (MQTT 5, 4.6).
             if self._orphans:
                 self._orphans = {}
-            self._held[packet_id] = held
+            self._keep(held)
         if is_shadow:
             is_bounded = not (is_redelivered or self._session.is_catching_up)
             held.is_counted = self._shadow_requests.begin(thing_name, is_bounded=is_bounded)
@@ -513,4 +547,7 @@ class MqttBridge:
             return
         self._acknowledged_count += len(packet_ids)
         for packet_id in packet_ids:
-            self._held.pop(packet_id, None)
+            held = self._held.pop(packet_id, None)
+            if held is not None:
+                self._held_bytes -= held.size_bytes
+        self._take_up_again()

@@ -117,6 +117,7 @@ class MqttLink:
     def __init__(self, connection: BrokerConnection, events: LinkEvents) -> None:
         self.lost = asyncio.Event()
         self.loss = ""
+        self.was_ended_here = False
         self._settings = connection
         self._events = events
         self._is_open = False
@@ -275,6 +276,16 @@ class MqttLink:
         wire = self._client._connection
         if wire is not None:
             wire._transport.abort()
+
+    def end(self, reason: str) -> None:
+        """End the connection at once, but send what is buffered; the broker hands over again what it has not."""
+        self._flush()
+        self.was_ended_here = True
+        self._lose(reason)
+        transport = self._client._connection._transport
+        # Not closed: with words of the broker unread that would be a reset, which may overtake what was sent.
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, transport.abort)
 
     def _lose(self, reason: str) -> None:
         if not self.lost.is_set():

@@ -142,7 +142,7 @@ class MqttSession:
             _LOG.warning("%s; connecting again", link.loss)
             # What breaks at once again waits longer each time: also two bridges that by mistake share a
             # client id, and throw each other out.
-            if time.monotonic() - opened_s > RECONNECT_DELAY_MAX_S:
+            if link.was_ended_here or time.monotonic() - opened_s > RECONNECT_DELAY_MAX_S:
                 delay_s = RECONNECT_DELAY_MIN_S
             delay_s = await self._reconnect(delay_s)
 

@@ -216,16 +216,48 @@ async def test_the_receive_window_bounds_what_the_bridge_holds(site: Site) -> No
         bridge(site.connection(receive_maximum=10), desk) as served,
         device(site, "sensor-a") as sender,
     ):
+        await until(
+            lambda: not served.statistics().is_catching_up and not served.statistics().unpublished_count
+        )
         await sender.telemetry(*numbered(200))
-        await until(lambda: served.statistics().received_count == 10)
+        await until(lambda: served.statistics().received_count >= 9)
         # Another client's round trip: what the broker would have sent meanwhile has arrived.
         async with device(site, "sensor-b") as other:
             await other.telemetry(b"{}")
         statistics = served.statistics()
-        assert statistics.received_count == statistics.waiting_count + statistics.in_flight_count == 10
+        # One place may have been the marker's, for whose acknowledgement mosquitto hands over ten more.
+        assert statistics.received_count == statistics.waiting_count + statistics.in_flight_count < 20
         desk.open()
         await until(lambda: served.statistics().acknowledged_count == 201)
     assert desk.payloads("sensor-a") == numbered(200)
+
+
+async def test_what_the_broker_hands_over_beyond_all_windows_is_bounded_and_carried_out_in_order(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_bridge, "WINDOWED_BYTES_MAX", 1000)
+    desk = Desk()
+    desk.close()
+    held_max = 0
+
+    def count() -> int:
+        nonlocal held_max
+        statistics = served.statistics()
+        held_max = max(held_max, statistics.waiting_count + statistics.in_flight_count)
+        return statistics.acknowledged_count
+
+    async with (
+        bridge(site.connection(receive_maximum=10), desk) as served,
+        device(site, "sensor-a") as sender,
+    ):
+        for first in range(0, 400, 200):
+            await sender.telemetry(*numbered(200, first))
+        desk.open()
+        await until(lambda: count() == 400)
+        # Each counts as 47 bytes and more.
+        assert held_max <= 1000 // 47
+        assert served.statistics().overrun_count > 0
+    assert desk.payloads("sensor-a") == numbered(400)
 
 
 async def test_requests_that_a_cut_connection_brings_again_are_carried_out_once_and_in_order(
