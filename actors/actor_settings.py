@@ -16,6 +16,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     """Which shards a shard actor serves, and where their state is kept.
 
     `journal_bytes_max` is the length of one shard's journal at which a snapshot takes its place.
+    `is_predecessor_gone` says that whoever served the shards before has ended, or has let go of them: they are then
+    served at once, and otherwise only when its lease must be over.
     """
 
     index: int
@@ -25,6 +27,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     snapshot_dir: str
     journal_bytes_max: int
     log_file: str
+    is_predecessor_gone: bool = False
 
 
 class BridgeSettings(msgspec.Struct, frozen=True):
@@ -52,9 +55,18 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     shard_count: int
     shard_actor_count: int
     supervisor_pid: int
-    store_pid: int
-    broker_pid: int
     log_file: str
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """What an actor says of itself when its supervisor asks: `is_open` once it has been told what to do.
+
+    `trouble` says what keeps it from doing it and would be mended by opening it again, '' if nothing does.
+    """
+
+    pid: int
+    is_open: bool
+    trouble: str = ""
 
 
 class GatewayUrls(msgspec.Struct, frozen=True):
@@ -62,3 +74,13 @@ class GatewayUrls(msgspec.Struct, frozen=True):
 
     api: str
     https_devices: str
+
+    @property
+    def api_port(self) -> int:
+        """Return the port of the operators' listener."""
+        return int(self.api.rpartition(":")[2])
+
+    @property
+    def device_port(self) -> int:
+        """Return the port of the devices' listener."""
+        return int(self.https_devices.rpartition(":")[2])

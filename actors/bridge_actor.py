@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from actors.actor_settings import BridgeSettings
-from actors.errors import BrokerError
+from actors.actor_settings import BridgeSettings, Pulse
+from actors.errors import BrokerError, WorldError
 from actors.logs import log_to
 from actors.mqtt_bridge import BrokerConnection, MqttBridge
 from actors.mqtt_retained import read_retained
@@ -42,6 +42,7 @@ class BridgeActor:
 
     async def open(self, encoded: bytes) -> None:
         """Connect the broker with the shards; when this returns, devices are served."""
+        await self.close()
         settings = msgspec.msgpack.decode(encoded, type=BridgeSettings)
         log_to(Path(settings.log_file))
         connection = BrokerConnection(
@@ -60,7 +61,11 @@ class BridgeActor:
             self._notes, bridge.publish, all_topics=partial(_retained_topics, connection), clock=WallClock()
         )
         bridge.listen_for_retained(keeper.saw)
-        await bridge.start()
+        try:
+            await bridge.start()
+        except WorldError:
+            await self._notes.close()
+            raise
         self._bridge = bridge
         self._tasks = [asyncio.create_task(bridge.until_failed()), asyncio.create_task(keeper.run())]
         for task in self._tasks:
@@ -79,9 +84,9 @@ class BridgeActor:
         counts = asdict(self._bridge.statistics())
         return {"pid": os.getpid(), **counts, "retention_ended_count": self._keeper.cleared_count}
 
-    async def lifetime(self) -> None:
-        """Never return: whoever waits for the answer learns of this process's end."""
-        await asyncio.Event().wait()
+    async def pulse(self) -> bytes:
+        """Return its `Pulse`: a bridge that has failed for good ends its process, so it has no other trouble."""
+        return msgspec.msgpack.encode(Pulse(os.getpid(), self._bridge is not None))
 
     async def close(self) -> None:
         """Finish what is under way and disconnect."""

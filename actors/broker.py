@@ -130,6 +130,10 @@ class MosquittoBroker(ManagedServer):
             require_port_free(host, self.port, option="--mqtt-port")
         self._write_configuration(self._configuration)
 
+    def answers(self) -> bool:
+        """Tell whether the broker answers at this moment, which it notes in its log."""
+        return _accepts_bridge(self.internal)
+
     def wait_until_ready(self) -> None:
         """Return when both listeners serve; BrokerError if that takes too long."""
         self._wait_until(self._is_ready)

@@ -1,7 +1,7 @@
 """The whole platform on one machine: starts its parts in order, watches them, and stops them in reverse order.
 
-The supervisor is the process that calls `run_platform`: it holds the data directory, is the parent of Redis and
-mosquitto and the driver of Ray. A part that dies takes the platform down with a message; nothing is left half alive.
+The process that calls `run_platform` holds the data directory, is the parent of Redis and mosquitto and the driver of
+Ray. A part that dies is brought back by the supervisor; when this process dies, nothing is left half alive.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import msgspec
 import ray
@@ -31,11 +32,13 @@ from actors.broker import MosquittoBroker
 from actors.errors import WorldError
 from actors.gateway_actor import GatewayActor
 from actors.journal import Journal
+from actors.logs import log_to
 from actors.pacer import Pacer
+from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart
 from actors.pki import CertificateAuthority
 from actors.processes import loopback_addresses, require_port_free
 from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
-from actors.ray_runtime import local_head
+from actors.ray_runtime import RayHead
 from actors.registry.registry import Registry
 from actors.settings import (
     DataDirectory,
@@ -46,11 +49,16 @@ from actors.settings import (
     read_or_create_secret,
 )
 from actors.store import RedisServer
+from actors.supervisor import Supervisor
 from actors.wall_clock import WallClock
+from twins.messages import encode
 
 _LOG: Final = logging.getLogger(__name__)
-# A part that has died is noticed within a second, and so is a standing fleet that is due.
-_WATCH_EVERY_S: Final = 1.0
+# A standing fleet that is due is noticed within this time.
+_PACE_EVERY_S: Final = 1.0
+# The broker writes a line about everybody who asks.
+_ASK_BROKER_EVERY_S: Final = 5.0
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # Time for a shard actor to write its shards down: a million twins are some 100 MB.
 _CLOSE_TIMEOUT_S: Final = 60.0
 
@@ -64,16 +72,14 @@ def run_platform(
 ) -> None:
     """Run the platform until SIGTERM or Ctrl-C; everything that it started has ended when this returns.
 
-    `progress` gets a line for each step. WorldError says which part could not be started or has died. For the main
-    thread of a process of its own.
+    `progress` gets a line for each step. WorldError says which part could not be started; one that dies later is
+    brought back. For the main thread of a process of its own.
     """
     with contextlib.ExitStack() as parts:
         parts.enter_context(_signals())
         try:
-            platform = _Platform(settings, parts)
-            endpoints = platform.start(version, progress)
-            parts.callback(Endpoints.remove, settings.data_dir)
-            endpoints.write(settings.data_dir)
+            platform = _Platform(settings, parts, version)
+            platform.start(progress)
             progress("ready")
             asyncio.run(platform.watch())
             progress("stopping")
@@ -84,7 +90,7 @@ def run_platform(
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into StopRequested, once: a second one does not break off the stopping."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     _catch_signals()
     try:
         yield
@@ -94,19 +100,23 @@ def _signals() -> Iterator[None]:
 
 
 def _catch_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
 
 
 def _stop(_number: int, _frame: object) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise StopRequested
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Let a first signal count at the end of the context only: Ray, broken off while it starts, aborts at its exit."""
+def _signals_noted() -> Iterator[list[int]]:
+    """Give the signals that came meanwhile: Ray, broken off while it starts, aborts at its exit.
+
+    Whoever handled them before has to be appointed again: Ray puts its own handlers in their place. A second signal
+    ends the platform at once.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -116,56 +126,49 @@ def _signals_held_back() -> Iterator[None]:
             _stop(number, frame)
         received.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, note)
-    try:
-        yield
-    finally:
-        _catch_signals()
-    if received:
-        _stop(received[0], None)
+    yield received
 
 
 class _Platform:
     """The parts of one running platform; `parts` stops them in reverse order."""
 
-    def __init__(self, settings: PlatformSettings, parts: contextlib.ExitStack) -> None:
+    def __init__(self, settings: PlatformSettings, parts: contextlib.ExitStack, version: str) -> None:
         self._settings = settings
         self._parts = parts
+        self._version = version
         self._directory = DataDirectory(settings.data_dir)
         self._key_file = settings.key_file or self._directory.key_file
-        self._lifetimes: dict[Any, str] = {}
+        self._urls: GatewayUrls | None = None
 
-    def start(self, version: str, progress: Callable[[str], None]) -> Endpoints:
-        """Start every part and return where they can be reached, once all are ready."""
+    def start(self, progress: Callable[[str], None]) -> None:
+        """Start every part and say where they can be reached, once all are ready."""
         directory = self._directory
         directory.prepare()
         self._parts.enter_context(directory.lock())
-        # What a killed predecessor left.
-        Endpoints.remove(directory.path)
-        for secret in (directory.ray_token_file, directory.operator_token_file):
+        log_to(directory.logs / "supervisor.log")
+        # One that was killed has left it.
+        Endpoints.remove(self._settings.data_dir)
+        for secret in (directory.operator_token_file, directory.ray_token_file):
             read_or_create_secret(secret)
         self._authority = CertificateAuthority.open_or_create(directory.pki, key_file=self._key_file)
         self._require_ports_free()
         progress("starting Redis and mosquitto")
-        self._start_processes()
+        self._start_servers()
         progress("starting Ray")
-        with _signals_held_back():
-            ray_endpoint = self._parts.enter_context(local_head(directory.ray_token_file))
+        self._head = RayHead(directory.ray_token_file)
+        self._parts.callback(self._head.stop)
+        with _signals_noted() as received:
+            self._ray_endpoint = self._head.start()
+        _catch_signals()
+        if received:
+            raise StopRequested
         progress("starting shards, bridge and gateway")
-        urls = self._start_actors()
-        return Endpoints(
-            pid=os.getpid(),
-            version=version,
-            mqtts=self._mqtts,
-            api=UrlEndpoint(urls.api),
-            metrics=UrlEndpoint(f"{urls.api}/metrics"),
-            ca=str(directory.pki / "ca.pem"),
-            operator_token_file=str(directory.operator_token_file),
-            redis=UrlEndpoint(self._store.url),
-            ray=ray_endpoint,
-            https_devices=UrlEndpoint(urls.https_devices),
-        )
+        self._make_parts()
+        self._start_actors()
+        self._parts.callback(Endpoints.remove, self._settings.data_dir)
+        self._write_endpoints()
 
     def _require_ports_free(self) -> None:
         """Refuse ports in use before anything is started; the gateway, which takes them, starts last."""
@@ -174,7 +177,7 @@ class _Platform:
             for host in loopback_addresses() if port else ():
                 require_port_free(host, port, option=option)
 
-    def _start_processes(self) -> None:
+    def _start_servers(self) -> None:
         self._store, self._broker = RedisServer(self._settings), MosquittoBroker(self._settings)
         self._mqtts = MqttsEndpoint("127.0.0.1", self._broker.port)
         self._parts.callback(self._store.stop)
@@ -196,26 +199,95 @@ class _Platform:
         finally:
             await registry.close()
 
-    def _start_actors(self) -> GatewayUrls:
-        count = self._settings.shard_actor_count
-        hosts = [start_shard_actor(actor_name(index)) for index in range(count)]
-        bridge = start_actor(BridgeActor, BRIDGE_NAME)
-        gateway = start_actor(GatewayActor, GATEWAY_NAME)
-        for index, host in enumerate(hosts):
-            self._enlist(host, actor_name(index))
-        open_actor(*hosts, settings=[self._host_settings(index) for index in range(count)])
-        self._enlist(bridge, BRIDGE_NAME)
-        open_actor(bridge, settings=[self._bridge_settings()])
-        self._enlist(gateway, GATEWAY_NAME)
-        (urls,) = open_actor(gateway, settings=[self._gateway_settings()])
-        return msgspec.msgpack.decode(urls, type=GatewayUrls)
+    def _make_parts(self) -> None:
+        """Say what the platform consists of, in the order of its start."""
+        self._ray = RayPart(self._head, restart=self._restart_ray)
+        self._hosts = [
+            ActorPart(
+                ActorPlan(
+                    "shard_actor",
+                    index,
+                    needs=("store", "ray"),
+                    create=partial(start_shard_actor, actor_name(index)),
+                    settings=partial(self._host_settings, index),
+                ),
+                self._ray,
+            )
+            for index in range(self._settings.shard_actor_count)
+        ]
+        bridge = ActorPlan(
+            "bridge",
+            0,
+            needs=("store", "broker", "ray"),
+            create=partial(start_actor, BridgeActor, BRIDGE_NAME),
+            settings=lambda _: self._bridge_settings(),
+        )
+        gateway = ActorPlan(
+            "gateway",
+            0,
+            needs=("store", "broker", "ray"),
+            create=partial(start_actor, GatewayActor, GATEWAY_NAME),
+            settings=lambda _: self._gateway_settings(),
+        )
+        self._bridge = ActorPart(bridge, self._ray)
+        self._gateway = ActorPart(gateway, self._ray, told=lambda: encode(self._supervisor.statuses()))
+        self._supervisor = Supervisor(
+            [
+                ServerPart("store", self._store),
+                ServerPart(
+                    "broker",
+                    self._broker,
+                    needs=("store",),
+                    before_start=self._write_access,
+                    ask_every_s=_ASK_BROKER_EVERY_S,
+                ),
+                self._ray,
+                *self._actors(),
+            ]
+        )
 
-    def _enlist(self, actor: Any, name: str) -> None:
-        """Watch over an actor from now on, and let it finish when the platform stops."""
-        self._parts.callback(_close, actor)
-        self._lifetimes[actor.lifetime.remote()] = name
+    def _actors(self) -> list[ActorPart]:
+        return [*self._hosts, self._bridge, self._gateway]
 
-    def _host_settings(self, index: int) -> HostSettings:
+    def _start_actors(self) -> None:
+        for part in self._actors():
+            part.create()
+        for group in (self._hosts, [self._bridge], [self._gateway]):
+            for part in group:
+                self._parts.callback(_close, part)
+            # Whoever served the shards before was a child of a platform that has ended: its lock was free.
+            settings = [part.settings(is_predecessor_gone=True) for part in group]
+            answers = open_actor(*(part.actor for part in group), settings=settings)
+        self._urls = msgspec.msgpack.decode(answers[0], type=GatewayUrls)
+
+    def _restart_ray(self) -> None:
+        """Start all of Ray again, with new actors that wait to be opened."""
+        with _signals_noted() as received:
+            self._ray_endpoint = self._head.restart()
+        self._stop_at_signals()
+        if received:
+            self._stop.set()
+        for part in self._actors():
+            part.create()
+        self._write_endpoints()
+
+    def _write_endpoints(self) -> None:
+        directory, urls = self._directory, self._urls
+        assert urls is not None, "the gateway has been opened"
+        Endpoints(
+            pid=os.getpid(),
+            version=self._version,
+            mqtts=self._mqtts,
+            api=UrlEndpoint(urls.api),
+            metrics=UrlEndpoint(f"{urls.api}/metrics"),
+            ca=str(directory.pki / "ca.pem"),
+            operator_token_file=str(directory.operator_token_file),
+            redis=UrlEndpoint(self._store.url),
+            ray=self._ray_endpoint,
+            https_devices=UrlEndpoint(urls.https_devices),
+        ).write(self._settings.data_dir)
+
+    def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:
         shard_count, actor_count = self._settings.shard_count, self._settings.shard_actor_count
         shards = tuple(range(index, shard_count, actor_count))
         return HostSettings(
@@ -227,6 +299,7 @@ class _Platform:
             # Two spans of every shard's journal then fill half of the store.
             self._settings.store_memory_max_bytes // (4 * shard_count),
             self._log_file(f"shard-actor-{index}"),
+            is_predecessor_gone,
         )
 
     def _log_file(self, name: str) -> str:
@@ -246,66 +319,73 @@ class _Platform:
         )
 
     def _gateway_settings(self) -> GatewaySettings:
+        # Ports that were chosen freely stay the same when it is started again.
+        urls = self._urls
         return GatewaySettings(
             data_dir=str(self._directory.path),
             key_file=str(self._key_file),
             redis_url=self._store.url,
-            api_port=self._settings.api_port,
-            device_port=self._settings.device_port,
+            api_port=self._settings.api_port if urls is None else urls.api_port,
+            device_port=self._settings.device_port if urls is None else urls.device_port,
             mqtts=self._mqtts,
             shard_count=self._settings.shard_count,
             shard_actor_count=self._settings.shard_actor_count,
             supervisor_pid=os.getpid(),
-            store_pid=self._store.pid,
-            broker_pid=self._broker.pid,
             log_file=self._log_file("gateway"),
         )
 
     async def watch(self) -> None:
-        """Keep standing fleets going until a signal comes; WorldError as soon as a part has died."""
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        fleet = find_fleet(self._settings.shard_count, self._settings.shard_actor_count)
-        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
-        pacer = Pacer(fleet, registry, WallClock())
+        """Supervise the parts and keep standing fleets going until a signal comes."""
+        self._stop = asyncio.Event()
+        self._stop_at_signals()
+        tasks = [
+            asyncio.create_task(self._supervisor.run(), name="supervisor"),
+            asyncio.create_task(self._pace(), name="pacer"),
+            asyncio.create_task(self._stop.wait(), name="stop"),
+        ]
         try:
-            while not stop.is_set():
-                self._require_alive()
-                try:
-                    await pacer.pace()
-                except WorldError as error:
-                    if not error.retryable:
-                        raise
-                    _LOG.warning("standing fleets wait: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _WATCH_EVERY_S)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await registry.close()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for number in _STOP_SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
                 # From now on everything is being stopped already.
                 signal.signal(number, signal.SIG_IGN)
 
-    def _require_alive(self) -> None:
-        dead = [
-            name
-            for name, part in (("Redis", self._store), ("mosquitto", self._broker))
-            if not part.is_alive()
-        ]
-        ended, _ = ray.wait(list(self._lifetimes), num_returns=len(self._lifetimes), timeout=0)
-        dead += [self._lifetimes[reference] for reference in ended]
-        if dead:
-            logs = self._directory.logs
-            raise WorldError(
-                f"{', '.join(dead)} died; start the platform again, what was accepted is kept (logs: {logs})"
-            )
+    def _stop_at_signals(self) -> None:
+        for number in _STOP_SIGNALS:
+            # Anew, if there is one: Ray may have taken its place.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+
+    async def _pace(self) -> None:
+        """Keep standing fleets going; what keeps them from it is others' to mend."""
+        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
+        pacer, start_count = None, 0
+        try:
+            while True:
+                await asyncio.sleep(_PACE_EVERY_S)
+                if not self._supervisor.is_ready("ray"):
+                    continue
+                if pacer is None or start_count != self._head.start_count:
+                    fleet = find_fleet(self._settings.shard_count, self._settings.shard_actor_count)
+                    pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
+                try:
+                    await pacer.pace()
+                except WorldError as error:
+                    _LOG.warning("standing fleets wait: %s", error)
+        finally:
+            await registry.close()
 
 
-def _close(actor: Any) -> None:
+def _close(part: ActorPart) -> None:
     """Let an actor finish; one that has died, hangs or fails over it is left to Ray's own end."""
     try:
-        ray.get(actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        ray.get(part.actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
     except ray.exceptions.RayActorError:
         # Whoever watches has said so.
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import ray
 
 from actors.access import BrokerAccess
-from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls
+from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls, Pulse
 from actors.attempts import AttemptWatch, speaker_of
 from actors.broker import bridge_listener, end_session
 from actors.broker_events import BrokerEvents
@@ -38,14 +39,16 @@ from actors.provisioning.routes import TemplateOffice, provisioning_routes
 from actors.ray_fleet import RayFleet, find_fleet
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
-from actors.settings import DataDirectory, UrlEndpoint, is_process_alive, read_or_create_secret
+from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
 from actors.shard_actor import BridgeOutlet
+from actors.supervisor import PartStatus
 from actors.vault import Vault
 from actors.wall_clock import WallClock
 from twins.messages import Publish, encode
 
 # A question for a status is answered beside other work, in milliseconds.
 _STATUS_TIMEOUT_S: Final = 5.0
+decode_statuses: Final = msgspec.msgpack.Decoder(list[PartStatus]).decode
 # Counts of the bridge's statistics that are of use as metrics, by the name of the metric.
 _BRIDGE_TOTALS: Final = {
     "messages_received": "received_count",
@@ -74,6 +77,8 @@ class ClusterView:
         self._fleet = fleet
         self.access: Final = access
         self._outlet = BridgeOutlet(BRIDGE_NAME)
+        # As the supervisor has told them last.
+        self.statuses: Sequence[PartStatus] = ()
         self.https: UrlEndpoint | None = None
         self.notes: Final = RetainedNotes.open(settings.redis_url)
         self._messaging = Messaging(self.publish, self._retained, notes=self.notes, clock=WallClock())
@@ -110,25 +115,17 @@ class ClusterView:
 
     async def processes(self) -> list[ProcessStatus]:
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
-        settings = self._settings
-        supervised = [
-            _by_pid(role, pid)
-            for role, pid in (
-                ("supervisor", settings.supervisor_pid),
-                ("store", settings.store_pid),
-                ("broker", settings.broker_pid),
-            )
-        ]
-        served = [
+        live = [
             ProcessStatus(
                 "gateway", os.getpid(), totals={"announcements_dropped": self._outlet.dropped_count}
             ),
             await self._bridge(),
             *await self._shard_actors(),
         ]
-        known = {process.pid for process in (*supervised, *served)}
-        others = await asyncio.to_thread(_descendants, settings.supervisor_pid)
-        return [*supervised, *served, *(ProcessStatus("ray", pid) for pid in others if pid not in known)]
+        found = [ProcessStatus("supervisor", self._settings.supervisor_pid), *merged(live, self.statuses)]
+        known = {process.pid for process in found}
+        others = await asyncio.to_thread(_descendants, self._settings.supervisor_pid)
+        return [*found, *(ProcessStatus("ray", pid) for pid in others if pid not in known)]
 
     async def _bridge(self) -> ProcessStatus:
         try:
@@ -188,10 +185,18 @@ def bridge_status(counts: Mapping[str, Any]) -> ProcessStatus:
     )
 
 
-def _by_pid(role: str, pid: int) -> ProcessStatus:
-    if is_process_alive(pid):
-        return ProcessStatus(role, pid)
-    return ProcessStatus(role, pid, state="down", reason="the process has ended")
+def merged(live: Sequence[ProcessStatus], statuses: Sequence[PartStatus]) -> list[ProcessStatus]:
+    """Return the platform's parts as their supervisor sees them, with what those that answer say of themselves."""
+    found = []
+    answers = {role: [each for each in live if each.role == role] for role in {each.role for each in live}}
+    for status in statuses:
+        own = answers.get(status.role, [])
+        process = own[status.index] if status.index < len(own) else ProcessStatus(status.role, status.pid)
+        totals = {**process.totals, "restarts": status.restart_count}
+        if status.state != "ready":
+            process = dataclasses.replace(process, state=status.state, reason=status.reason)
+        found.append(dataclasses.replace(process, pid=process.pid or status.pid, totals=totals))
+    return found or list(live)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -228,6 +233,7 @@ class GatewayActor:
     """The HTTP side of the platform. The constructor can't fail; `open` may be repeated."""
 
     def __init__(self) -> None:
+        self._is_open = False
         self._servers: list[HttpServer] = []
         self._registry: Registry | None = None
         self._certificates: CertificateOffice | None = None
@@ -238,8 +244,18 @@ class GatewayActor:
 
     async def open(self, encoded: bytes) -> bytes:
         """Start both listeners and return their `GatewayUrls`; PortInUse names the option to change."""
+        await self.close()
         settings = msgspec.msgpack.decode(encoded, type=GatewaySettings)
         log_to(Path(settings.log_file))
+        try:
+            urls = await self._open(settings)
+        except WorldError:
+            await self.close()
+            raise
+        self._is_open = True
+        return msgspec.msgpack.encode(urls)
+
+    async def _open(self, settings: GatewaySettings) -> GatewayUrls:
         self._settings = settings
         directory = DataDirectory(Path(settings.data_dir))
         fleet = find_fleet(settings.shard_count, settings.shard_actor_count)
@@ -301,7 +317,7 @@ class GatewayActor:
         view.https = UrlEndpoint(https.url)
         for server in self._servers:
             await server.start()
-        return msgspec.msgpack.encode(GatewayUrls(api.url, https.url))
+        return GatewayUrls(api.url, https.url)
 
     async def layout(self) -> dict[str, int]:
         """Return how many shards and shard actors the platform has."""
@@ -312,6 +328,7 @@ class GatewayActor:
 
     async def close(self) -> None:
         """Answer what is being answered, then listen no more."""
+        self._is_open = False
         for server in self._servers:
             await server.stop()
         self._servers = []
@@ -334,6 +351,8 @@ class GatewayActor:
             await self._view.notes.close()
             self._view = None
 
-    async def lifetime(self) -> None:
-        """Never return: whoever waits for the answer learns of this process's end."""
-        await asyncio.Event().wait()
+    async def pulse(self, statuses: bytes) -> bytes:
+        """Return its `Pulse`; `statuses` are those of all parts, as the supervisor sees them."""
+        if self._view is not None:
+            self._view.statuses = decode_statuses(statuses)
+        return msgspec.msgpack.encode(Pulse(os.getpid(), self._is_open))

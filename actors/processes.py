@@ -160,6 +160,13 @@ class ManagedProcess:
         """Tell whether the process still runs."""
         return self._process.poll() is None
 
+    def end(self) -> str:
+        """Return how the process ended, for people; it must have."""
+        code = self._process.poll()
+        return (
+            f"ended with signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        )
+
     def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float) -> bool:
         """Wait until `is_ready()`, and return whether it came to be in time; ProcessEnded if the process ends."""
         return wait_until(lambda: self._require_alive() and is_ready(), timeout_s=timeout_s)

@@ -58,9 +58,14 @@ def actor_name(index: int) -> str:
 
 
 def start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -> Any:
-    """Return the handle of a new actor under a name; it does nothing until it is opened."""
+    """Return the handle of a new actor under a name; it does nothing until it is opened.
+
+    When its process dies, Ray starts a new one under the same handle; that one has to be opened as well.
+    """
     # A call is never repeated by Ray: it may have been carried out, and would come out of order.
-    remote_class: Any = ray.remote(num_cpus=_CPU_SHARE, max_task_retries=0, **options)(actor_class)
+    remote_class: Any = ray.remote(num_cpus=_CPU_SHARE, max_restarts=-1, max_task_retries=0, **options)(
+        actor_class
+    )
     return remote_class.options(name=name).remote(*arguments)
 
 
@@ -70,8 +75,8 @@ def start_shard_actor(name: str) -> Any:
         ShardActor,
         name,
         BRIDGE_NAME,
-        # One for health, one whose only call never returns.
-        concurrency_groups={"control": 1, "lifetime": 1},
+        # For health.
+        concurrency_groups={"control": 1},
         # In Ray's ordered mode one lost call can hold up all that come after it, for good.
         allow_out_of_order_execution=True,
     )

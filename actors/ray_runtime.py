@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from typing import Any, Final
 import ray
 
 from actors.errors import PlatformNotRunning, WorldError
+from actors.ray_watcher import end_processes_under
 from actors.settings import Endpoints, RayEndpoint, export_environment
 
 NAMESPACE: Final = "twinfleet"
@@ -29,6 +31,10 @@ _OBJECT_STORE_BYTES: Final = 200 * 2**20
 _CPU_COUNT: Final = 4
 # A driver that does not get through in three tries of a second each will not.
 _JOIN_ATTEMPTS: Final = 3
+# Without these two there is no Ray; its other processes (logs, metrics, autoscaler) nobody needs here.
+_VITAL: Final = ("gcs_server", "raylet")
+# It answers within a second.
+_METADATA_TIMEOUT_S: Final = 20.0
 
 
 def _tell_ray(token_file: Path) -> None:
@@ -52,31 +58,54 @@ def _tell_ray(token_file: Path) -> None:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Its handlers of SIGTERM would end this process wherever it stands; who starts Ray has its own.
     ray._private.utils.set_sigterm_handler = lambda _handler: None
+    # A call that is made while Ray is away is an error, not a reason to start another Ray.
+    ray._private.auto_init_hook.enable_auto_connect = False
     ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # not in its stubs
 
 
-@contextlib.contextmanager
-def local_head(token_file: Path) -> Iterator[RayEndpoint]:
-    """Run a Ray head of our own while the context is open, with this process as its driver.
+class RayHead:
+    """A private Ray head on loopback, with this process as its driver; it ends with this process, however that dies.
 
     For the main thread only: the kernel ends Ray's processes when the thread that started them ends. A watcher in a
-    session of its own ends what is left, and removes Ray's directory, however this process dies.
+    session of its own ends what is left, and removes Ray's directory, after a kill -9 of this process.
     """
-    # Ray makes its directory readable for everybody, so it stands inside one that is not. Kept short: the names of
-    # the sockets in it may have 107 bytes.
-    outer = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
-    watcher = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ray_watcher.py")), outer],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _tell_ray(token_file)
+
+    def __init__(self, token_file: Path) -> None:
+        # Actors of an earlier start are gone; whoever holds a handle has to find them anew when this has risen.
+        self.start_count = 0
+        self._token_file = token_file
+        # Ray makes its directory readable for everybody, so it stands inside one that is not. Kept short: the names
+        # of the sockets in it may have 107 bytes.
+        self._outer = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
+        self._watcher = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("ray_watcher.py")), self._outer],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self) -> RayEndpoint:
+        """Start Ray with nothing in its memory, and return where drivers find it."""
+        self.start_count += 1
+        _tell_ray(self._token_file)
+        export_environment(
+            {
+                # So that the death of its metadata service is not the death of every actor.
+                "RAY_gcs_storage": "rocksdb",
+                "RAY_gcs_storage_path": f"{self._outer}/g{self.start_count}",
+                # By default whoever misses the service for a minute ends itself, with all its actors.
+                "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+                # A node that hangs is given up after 20 s in place of 65.
+                "RAY_health_check_initial_delay_ms": "3000",
+                "RAY_health_check_period_ms": "1000",
+                "RAY_health_check_timeout_ms": "3000",
+                "RAY_health_check_failure_threshold": "5",
+            }
+        )
         context: Any = ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
-            _temp_dir=f"{outer}/r",
+            _temp_dir=f"{self._outer}/r{self.start_count}",
             include_dashboard=False,
             num_cpus=_CPU_COUNT,
             object_store_memory=_OBJECT_STORE_BYTES,
@@ -84,18 +113,75 @@ def local_head(token_file: Path) -> Iterator[RayEndpoint]:
             logging_level=logging.WARNING,
             namespace=NAMESPACE,
         )
-        try:
-            address = context.address_info["gcs_address"]
-            yield RayEndpoint(address=address, token_file=str(token_file), namespace=NAMESPACE)
-        finally:
-            ray.shutdown()
-    finally:
-        if watcher.stdin is not None:
-            watcher.stdin.close()
+        return RayEndpoint(
+            address=context.address_info["gcs_address"],
+            token_file=str(self._token_file),
+            namespace=NAMESPACE,
+        )
+
+    def pids(self) -> dict[str, int]:
+        """Return the processes without which Ray does not work, by what they are: `gcs_server` and `raylet`."""
+        return {name: infos[0].process.pid for name, infos in _node().all_processes.items() if name in _VITAL}
+
+    def dead(self) -> list[str]:
+        """Return which of these processes have ended."""
+        found = _node().all_processes
+        return [name for name in _VITAL if name not in found or found[name][0].process.poll() is not None]
+
+    def restart_metadata_service(self) -> None:
+        """Start the `gcs_server` again, where it was, with what it had; actors and their calls go on meanwhile."""
+        node = _node()
+        for info in node.all_processes.pop("gcs_server", []):
+            info.process.kill()
+            info.process.wait()
+        # It refuses to start one while it knows the address of another; the port stays.
+        node._gcs_address = node._gcs_client = None
+        node.start_gcs_server()
+
+    def await_metadata_service(self) -> None:
+        """Return when the `gcs_server` answers; WorldError if it does not in time. May be called from any thread."""
+        client: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # by property
+        deadline_s = time.monotonic() + _METADATA_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(ray.exceptions.RayError):
+                client.internal_kv_exists(b"twinfleet", None, timeout=1.0)
+                return
+        raise WorldError(f"Ray's gcs_server does not answer {_METADATA_TIMEOUT_S:g} s after its restart")
+
+    def restart(self) -> RayEndpoint:
+        """End all of Ray and start it as if for the first time: every actor has to be made again."""
+        self._end()
+        return self.start()
+
+    def _end(self) -> None:
+        ray.shutdown()
+        # Actors would outlive their node by some seconds, and one of them might be the bridge.
+        end_processes_under(f"{self._outer}/r{self.start_count}")
+
+    def stop(self) -> None:
+        """End all of Ray; nothing of it is left."""
+        self._end()
+        if self._watcher.stdin is not None:
+            self._watcher.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             # It waits ten seconds for stragglers at most.
-            watcher.wait(12)
-        shutil.rmtree(outer, ignore_errors=True)
+            self._watcher.wait(12)
+        shutil.rmtree(self._outer, ignore_errors=True)
+
+
+def _node() -> Any:
+    node: Any = ray._private.worker._global_node
+    return node
+
+
+@contextlib.contextmanager
+def local_head(token_file: Path) -> Iterator[RayEndpoint]:
+    """Run a Ray head of our own while the context is open, with this process as its driver."""
+    head = RayHead(token_file)
+    try:
+        yield head.start()
+    finally:
+        head.stop()
 
 
 def _require_listener(endpoints: Endpoints) -> None:

@@ -41,10 +41,8 @@ def _processes_under(directory: str) -> list[int]:
     return found
 
 
-def main() -> None:
-    """Wait for the end of standard input, then end Ray's processes and remove their directory."""
-    directory = sys.argv[1]
-    os.read(0, 1)
+def end_processes_under(directory: str) -> None:
+    """Kill Ray's processes that work in `directory`, and return when they are gone, or cannot be killed."""
     deadline = time.monotonic() + _GIVE_UP_AFTER_S
     while (left := _processes_under(directory)) and time.monotonic() < deadline:
         for pid in left:
@@ -53,6 +51,13 @@ def main() -> None:
             except ProcessLookupError:
                 continue
         time.sleep(0.1)
+
+
+def main() -> None:
+    """Wait for the end of standard input, then end Ray's processes and remove their directory."""
+    directory = sys.argv[1]
+    os.read(0, 1)
+    end_processes_under(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 

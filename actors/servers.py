@@ -64,6 +64,10 @@ class ManagedServer(ABC):
         """Start the server without waiting for it; PortInUse, ToolMissing or ProcessEnded if it cannot be."""
 
     @abstractmethod
+    def answers(self) -> bool:
+        """Tell whether the server answers at this moment; takes PROBE_TIMEOUT_S at most."""
+
+    @abstractmethod
     def wait_until_ready(self) -> None:
         """Return when the server does its work; its error if that takes too long."""
 
@@ -99,6 +103,10 @@ class ManagedServer(ABC):
     def is_alive(self) -> bool:
         """Tell whether the server's process runs."""
         return self._process is not None and self._process.is_alive()
+
+    def end(self) -> str:
+        """Return how the server's process ended: `ended with signal 9`; for after it has."""
+        return self._require_process().end()
 
     @property
     def pid(self) -> int:

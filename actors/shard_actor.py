@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from actors.actor_settings import HostSettings
+from actors.actor_settings import HostSettings, Pulse
 from actors.errors import StoreError
 from actors.fleet import (
     JsonObject,
@@ -314,7 +314,7 @@ class ShardActor(ShardHost):
             self._outlet.dropped_count,
         )
 
-    @ray.method(concurrency_group="lifetime")
-    def lifetime(self) -> None:
-        """Never return: whoever waits for the answer learns of this process's end."""
-        threading.Event().wait()
+    @ray.method(concurrency_group="control")
+    def pulse(self) -> bytes:
+        """Return its `Pulse`, also while it is busy."""
+        return encode(Pulse(os.getpid(), self._keeper is not None))

@@ -60,9 +60,13 @@ class RedisServer(ManagedServer):
         )
         write_atomically(self._configuration, text.encode())
 
+    def answers(self) -> bool:
+        """Tell whether the store answers at this moment."""
+        return _answers(self.url)
+
     def wait_until_ready(self) -> None:
         """Return when the store answers; StoreError if that takes too long or it would lose data."""
-        self._wait_until(lambda: _answers(self.url))
+        self._wait_until(self.answers)
         require_durable(self.url)
 
 

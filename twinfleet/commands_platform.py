@@ -87,8 +87,9 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.T
             for process in cluster["processes"]
         ],
     )
-    simulated = sum(fleet["count"] for fleet in cluster["fleets"])
-    print_line(f"{cluster['thing_count']} devices registered, {simulated} simulated in standing fleets")
+    if cluster["fleets"] is not None:
+        simulated = sum(fleet["count"] for fleet in cluster["fleets"])
+        print_line(f"{cluster['thing_count']} devices registered, {simulated} simulated in standing fleets")
     print_line(f"devices connect to mqtts://{cluster['mqtts']['host']}:{cluster['mqtts']['port']}")
     for reason in cluster["reasons"]:
         print_line(f"not ready: {reason}")

@@ -6,6 +6,7 @@ ready, and its metrics.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Annotated, Any, Final
 
@@ -14,7 +15,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.errors import WorldError
+from actors.errors import StoreError, WorldError
 from actors.fleet import Fleet
 from actors.gateway.authentication import Authentication, Identity, caller_of
 from actors.gateway.certificate_routes import certificate_routes
@@ -161,13 +162,17 @@ def _cluster_routes(registry: Registry, platform: PlatformView) -> APIRouter:
     async def describe_cluster() -> Response:
         processes = await platform.processes()
         readiness = Readiness.of(processes)
-        fleets = [_fleet_view(fleet) for fleet in await registry.fleets.all()]
+        fleets, thing_count = None, None
+        # While the store is away nobody knows, and this page is where to look then.
+        with contextlib.suppress(StoreError):
+            fleets = [_fleet_view(fleet) for fleet in await registry.fleets.all()]
+            thing_count = await registry.things.count()
         return document(
             {
                 "is_ready": readiness.is_ready,
                 "reasons": readiness.reasons,
                 "processes": [dataclasses.asdict(process) for process in processes],
-                "thing_count": await registry.things.count(),
+                "thing_count": thing_count,
                 "fleets": fleets,
                 **endpoints_view(platform.endpoints),
             }

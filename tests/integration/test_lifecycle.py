@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +156,7 @@ def test_nothing_accepted_is_lost_however_the_platform_ends(tmp_path: Path) -> N
         expect_everything(platform, keepsakes, files, thing_name)
         keepsakes.add_telemetry(platform, files)
         keepsakes.add_shadow(platform, f"/things/{DEVICE}/shadow?name=odd", {"desired": {"list": None}})
-        expect_the_end_when_a_shard_actor_dies(platform)
+        assert platform.stop(signal.SIGINT) == 0, platform.output()
     with platform_on(data_dir) as platform:
         expect_everything(platform, keepsakes, files, thing_name)
         keepsakes.add_telemetry(platform, files)
@@ -174,22 +173,6 @@ def expect_a_second_one_to_be_refused(platform: RunningPlatform) -> None:
     assert second.returncode == 1
     assert f"{platform.data_dir} is held by process {platform.process.pid}" in second.stderr
     assert platform.json("status")["is_ready"] is True
-
-
-def expect_the_end_when_a_shard_actor_dies(platform: RunningPlatform) -> None:
-    with platform.api() as api:
-        processes = api.get("/v1/cluster").json()["processes"]
-    victim = next(
-        process for process in processes if process["role"] == "shard_actor" and 1 in process["shards"]
-    )
-    os.kill(victim["pid"], signal.SIGKILL)
-    assert platform.process.wait(STOP_TIMEOUT_S) == 1
-    # Ray may have a word of its own to say after it.
-    [line] = [line for line in platform.output().splitlines() if line.startswith("twinfleet: ")]
-    assert line.startswith("twinfleet: shard-actor-1 died")
-    assert str(platform.directory.logs) in line
-    platform.expect_nothing_left()
-    assert not platform.directory.endpoints_file.exists()
 
 
 def expect_all_in_the_store(data_dir: Path, keepsakes: Keepsakes) -> None:

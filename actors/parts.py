@@ -1,0 +1,336 @@
+"""The parts of a platform as its supervisor sees them: how each is asked how it fares, killed, and brought back.
+
+A part that has ended is started again. One that does not answer is ended first, if it does nothing either: a process
+that is stopped or stuck uses no processor time, one that is merely slow does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import psutil
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from actors.actor_settings import Pulse
+from actors.errors import ProcessEnded, WorldError
+from actors.ray_runtime import RayHead
+from actors.servers import ManagedServer
+from actors.settings import is_process_alive
+
+# An answer takes milliseconds, some hundred where all cores are busy.
+_ANSWER_TIMEOUT_S: Final = 2.0
+# Nobody waits for so long with a reason, unless it works all the time; and nothing works for so long without a word.
+_SILENCE_MAX_S: Final = 10.0
+_WORK_MAX_S: Final = 120.0
+# A process that uses a twentieth of a core is at work; a waiting one with threads of its own uses less.
+_WORK_SHARE: Final = 0.05
+# Reading back a million twins takes seconds, a long journal after them perhaps a minute.
+_OPEN_TIMEOUT_S: Final = 300.0
+# Ray starts a process again in one to three seconds, on two busy cores in some more.
+_RESTART_TIMEOUT_S: Final = 60.0
+_RESTART_POLL_S: Final = 0.1
+# Attempts to save the metadata of a Ray whose service does not stay; then all of it is begun anew.
+_METADATA_ATTEMPTS_MAX: Final = 3
+
+
+class Silence:
+    """How long a process has not answered, and whether it has been at work meanwhile."""
+
+    def __init__(self) -> None:
+        self._since_s = time.monotonic()
+        self._used_s = 0.0
+
+    def broken(self, pid: int) -> None:
+        """Note that the process has answered just now."""
+        self._since_s = time.monotonic()
+        self._used_s = _processor_s(pid)
+
+    def trouble(self, pid: int) -> str:
+        """Return what to think of a process that does not answer now: '' while there may be a good reason."""
+        silent_s = time.monotonic() - self._since_s
+        is_at_work = _processor_s(pid) - self._used_s > _WORK_SHARE * silent_s
+        if silent_s < (_WORK_MAX_S if is_at_work else _SILENCE_MAX_S):
+            return ""
+        return f"process {pid} has not answered for {silent_s:.0f} s"
+
+
+def _processor_s(pid: int) -> float:
+    with suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+class ServerPart:
+    """The store or the broker: a child process of the supervisor's."""
+
+    index = 0
+
+    def __init__(
+        self,
+        role: str,
+        server: ManagedServer,
+        *,
+        needs: Sequence[str] = (),
+        before_start: Callable[[], Awaitable[None]] | None = None,
+        ask_every_s: float = 1.0,
+    ) -> None:
+        """`before_start` prepares each start; `ask_every_s` because some servers write a line for each question."""
+        self.role: Final = role
+        self.needs: Final = needs
+        self._server = server
+        self._before_start = before_start
+        self._ask_every_s = ask_every_s
+        self._asked_s = time.monotonic()
+        self._silence = Silence()
+
+    @property
+    def pid(self) -> int:
+        """Return the server's process, or its last one."""
+        return self._server.pid
+
+    async def trouble(self) -> str:
+        """Return why the server does not serve, '' while it does."""
+        if not self._server.is_alive():
+            return f"process {self.pid} {self._server.end()}"
+        now_s = time.monotonic()
+        if now_s - self._asked_s < self._ask_every_s:
+            return ""
+        self._asked_s = now_s
+        if await asyncio.to_thread(self._server.answers):
+            self._silence.broken(self.pid)
+            return ""
+        return self._silence.trouble(self.pid)
+
+    async def revive(self) -> None:
+        """Start the server again; WorldError if it does not become ready."""
+        if self._server.is_alive():
+            _kill(self.pid)
+        if self._before_start is not None:
+            await self._before_start()
+        # Here, in the main thread: the child ends with the thread that has started it.
+        self._server.spawn()
+        try:
+            await asyncio.to_thread(self._server.wait_until_ready)
+        except ProcessEnded:
+            raise
+        except WorldError:
+            # One that is not ready in time would be in the way of the next.
+            _kill(self.pid)
+            raise
+        self._silence.broken(self.pid)
+
+
+class RayPart:
+    """Ray itself. Its metadata service alone is started again where it was; with anything else, all of it is."""
+
+    role = "ray"
+    index = 0
+    needs: Sequence[str] = ()
+
+    def __init__(self, head: RayHead, restart: Callable[[], None]) -> None:
+        """`restart` starts all of Ray again, and makes its actors again."""
+        self._head = head
+        self._restart = restart
+        self._loss = ""
+        self._metadata_attempts = 0
+        self._stopped_since_s: dict[int, float] = {}
+
+    @property
+    def pid(self) -> int:
+        """Return the process of the metadata service."""
+        return self._head.pids().get("gcs_server", 0)
+
+    @property
+    def start_count(self) -> int:
+        """Return how often Ray has been started: actors of an earlier start are gone."""
+        return self._head.start_count
+
+    def give_up(self, loss: str) -> None:
+        """Have all of Ray started again, because it has lost something that it does not bring back."""
+        self._loss = loss
+
+    async def trouble(self) -> str:
+        """Return what Ray lacks, '' if nothing."""
+        self._end_stopped()
+        dead = self._head.dead()
+        return self._loss or (f"{' and '.join(dead)} ended" if dead else "")
+
+    def _end_stopped(self) -> None:
+        """Kill what is stopped and stays so: nobody would ever notice otherwise."""
+        now_s = time.monotonic()
+        stopped = {pid for pid in self._head.pids().values() if _is_stopped(pid)}
+        since_s = {pid: self._stopped_since_s.get(pid, now_s) for pid in stopped}
+        self._stopped_since_s = since_s
+        for pid, first_s in since_s.items():
+            if now_s - first_s > _SILENCE_MAX_S:
+                _kill(pid)
+
+    async def revive(self) -> None:
+        """Bring back the metadata service, or else all of Ray with new actors."""
+        only_metadata = self._head.dead() == ["gcs_server"] and not self._loss
+        if only_metadata and self._metadata_attempts < _METADATA_ATTEMPTS_MAX:
+            self._metadata_attempts += 1
+            self._head.restart_metadata_service()
+            await asyncio.to_thread(self._head.await_metadata_service)
+            return
+        try:
+            self._restart()
+        except (RayError, OSError, RuntimeError) as error:
+            raise WorldError(f"Ray does not start: {error}", retryable=True) from error
+        self._loss = ""
+        self._metadata_attempts = 0
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlan:
+    """How an actor of the platform is made and opened: `settings(is_predecessor_gone)` are what it is opened with.
+
+    The predecessor is the process that has done the actor's work before.
+    """
+
+    role: str
+    index: int
+    needs: Sequence[str]
+    create: Callable[[], Any]
+    settings: Callable[[bool], msgspec.Struct]
+
+
+class ActorPart:
+    """A Ray actor of the platform: Ray starts its process again, and this opens it."""
+
+    def __init__(
+        self, plan: ActorPlan, ray_part: RayPart, *, told: Callable[[], bytes] | None = None
+    ) -> None:
+        """`told` gives what the actor is handed with each pulse."""
+        self._plan = plan
+        self._ray = ray_part
+        self._told = told
+        self._actor: Any = None
+        self._start_count = 0
+        self._pid = 0
+        self._silence = Silence()
+
+    @property
+    def role(self) -> str:
+        """Return what it is for."""
+        return self._plan.role
+
+    @property
+    def index(self) -> int:
+        """Return its number among the actors of its role."""
+        return self._plan.index
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Return the roles without which it can't be opened."""
+        return self._plan.needs
+
+    @property
+    def actor(self) -> Any:
+        """Return the handle; the actor must have been created."""
+        return self._actor
+
+    @property
+    def pid(self) -> int:
+        """Return the process that has answered last."""
+        return self._pid
+
+    def create(self) -> Any:
+        """Make the actor in the Ray that runs now, and return its handle; it does nothing until it is opened."""
+        self._actor = self._plan.create()
+        self._start_count = self._ray.start_count
+        self._silence = Silence()
+        return self._actor
+
+    def settings(self, *, is_predecessor_gone: bool) -> msgspec.Struct:
+        """Return what the actor is to be opened with."""
+        return self._plan.settings(is_predecessor_gone)
+
+    async def trouble(self) -> str:
+        """Return why the actor does not do its work, '' while it does."""
+        try:
+            pulse = await self._pulse()
+        except TimeoutError:
+            return self._silence.trouble(self._pid)
+        except ActorUnavailableError:
+            return f"process {self._pid} ended"
+        except RayActorError as error:
+            self._ray.give_up(f"{self.role} {self.index} can't be restarted: {_first_line(error)}")
+            return f"process {self._pid} ended, and Ray does not start it again"
+        except RayError as error:
+            return _first_line(error)
+        self._pid = pulse.pid
+        self._silence.broken(pulse.pid)
+        return pulse.trouble if pulse.is_open else f"process {pulse.pid} is new and has not been opened"
+
+    async def _pulse(self) -> Pulse:
+        arguments = () if self._told is None else (self._told(),)
+        encoded = await asyncio.wait_for(self._actor.pulse.remote(*arguments), _ANSWER_TIMEOUT_S)
+        return msgspec.msgpack.decode(encoded, type=Pulse)
+
+    async def revive(self) -> None:
+        """Wait until Ray has brought the process back, and open it; WorldError if either fails."""
+        former_pid = self._pid
+        if self._start_count == self._ray.start_count and self._silence.trouble(former_pid):
+            _kill(former_pid)
+        await self._until_it_answers(former_pid)
+        settings = self._plan.settings(not former_pid or not is_process_alive(former_pid))
+        try:
+            await asyncio.wait_for(self._actor.open.remote(msgspec.msgpack.encode(settings)), _OPEN_TIMEOUT_S)
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, WorldError) else WorldError(str(cause)) from None
+        except RayError as error:
+            raise WorldError(f"it died while it was opened: {_first_line(error)}", retryable=True) from error
+        except TimeoutError:
+            _kill(self._pid)
+            raise WorldError(
+                f"it was not open after {_OPEN_TIMEOUT_S:.0f} s; see its log", retryable=True
+            ) from None
+
+    async def _until_it_answers(self, former_pid: int) -> None:
+        deadline_s = time.monotonic() + _RESTART_TIMEOUT_S
+        problem = "no answer"
+        while time.monotonic() < deadline_s:
+            try:
+                pulse = await self._pulse()
+            except ActorUnavailableError as error:
+                problem = _first_line(error)
+            except TimeoutError:
+                pass
+            except RayError as error:
+                self._ray.give_up(f"{self.role} {self.index} can't be restarted: {_first_line(error)}")
+                raise WorldError(_first_line(error), retryable=True) from error
+            else:
+                if pulse.pid != former_pid or not pulse.is_open or not self._silence.trouble(pulse.pid):
+                    self._pid = pulse.pid
+                    self._silence.broken(pulse.pid)
+                    return
+            await asyncio.sleep(_RESTART_POLL_S)
+        raise WorldError(
+            f"its process is not back after {_RESTART_TIMEOUT_S:.0f} s: {problem}", retryable=True
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

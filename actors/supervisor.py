@@ -1,0 +1,157 @@
+"""Supervision: parts that have died or fallen silent are brought back, in the order in which they need each other.
+
+One task watches over each part. What a part is, how it is asked and how it is brought back is `parts`'; this module
+owns when that is tried, and what is told of it. Nothing gives up: a part that does not stay is tried again after longer
+and longer waits, and until it is back the platform says that it is not ready, and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from actors.errors import WorldError
+
+# A death is noticed within this time, and so is a part's recovery.
+LOOK_EVERY_S: Final = 0.5
+# The first attempt follows at once: most deaths are accidents. Each further one waits twice as long: a disk that is
+# full or a port that is taken stays so for a while, and a start costs seconds of processor time.
+_RETRY_DELAY_MIN_S: Final = 0.5
+_RETRY_DELAY_MAX_S: Final = 30.0
+# A part that has lived for so long has recovered: its next death counts as the first.
+_STABLE_AFTER_S: Final = 60.0
+# So many attempts in a row without that are no accident any more: the part counts as down, not as restarting.
+_ACCIDENTS_MAX: Final = 5
+_LOG: Final = logging.getLogger(__name__)
+
+
+class PartStatus(msgspec.Struct, frozen=True):
+    """How a part fares: `state` is `ready`, `restarting` or `down`, `reason` says why where it is not ready.
+
+    `index` numbers the parts of one role, `restart_count` is since the start of the platform.
+    """
+
+    role: str
+    index: int
+    pid: int
+    state: str
+    reason: str
+    restart_count: int
+
+
+class Part(Protocol):
+    """Something that the platform consists of; all of these methods take bounded time."""
+
+    @property
+    def role(self) -> str:
+        """Return what it is for: `store`, `broker`, ..."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Return its number among the parts of its role, from 0."""
+        ...
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Return the roles without which it can't be brought back."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Return the process that does its work, or did."""
+        ...
+
+    async def trouble(self) -> str:
+        """Return why the part does not do its work, '' while it does."""
+        ...
+
+    async def revive(self) -> None:
+        """Bring the part back; WorldError if that is not possible at present."""
+        ...
+
+
+class _Watched:
+    """A part, and what has become of it."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.is_ready = asyncio.Event()
+        self.is_ready.set()
+        self.reason = ""
+        self.restart_count = 0
+        # Since it was last stable.
+        self.attempt_count = 0
+        self.ready_since_s = time.monotonic()
+
+    def status(self) -> PartStatus:
+        state = "ready"
+        if not self.is_ready.is_set():
+            state = "restarting" if self.attempt_count <= _ACCIDENTS_MAX else "down"
+        part = self.part
+        return PartStatus(part.role, part.index, part.pid, state, self.reason, self.restart_count)
+
+
+class Supervisor:
+    """Watches over the parts of a running platform, given in the order in which they were started."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._watched = [_Watched(part) for part in parts]
+
+    def statuses(self) -> list[PartStatus]:
+        """Return how each part fares, in the order of the parts."""
+        return [watched.status() for watched in self._watched]
+
+    def is_ready(self, role: str) -> bool:
+        """Tell whether every part of a role does its work."""
+        return all(each.is_ready.is_set() for each in self._watched if each.part.role == role)
+
+    async def run(self) -> None:
+        """Watch and revive until cancelled; raises only what is a bug."""
+        async with asyncio.TaskGroup() as group:
+            for watched in self._watched:
+                group.create_task(self._keep(watched), name=f"watch {watched.part.role} {watched.part.index}")
+
+    async def _keep(self, watched: _Watched) -> None:
+        while True:
+            trouble = await watched.part.trouble()
+            if trouble:
+                await self._bring_back(watched, trouble)
+            elif time.monotonic() - watched.ready_since_s > _STABLE_AFTER_S:
+                watched.attempt_count = 0
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _bring_back(self, watched: _Watched, trouble: str) -> None:
+        part = watched.part
+        watched.is_ready.clear()
+        watched.reason = trouble
+        name = f"{part.role} {part.index}"
+        _LOG.error("%s: %s", name, trouble)
+        while True:
+            watched.attempt_count += 1
+            if watched.attempt_count > 1:
+                exponent = watched.attempt_count - 2
+                await asyncio.sleep(min(_RETRY_DELAY_MIN_S * 2**exponent, _RETRY_DELAY_MAX_S))
+            await self._until_ready(part.needs)
+            try:
+                await part.revive()
+            except WorldError as error:
+                watched.reason = f"{trouble}; attempt {watched.attempt_count} to bring it back: {error}"
+                _LOG.error("%s does not come back: %s", name, error)
+                continue
+            break
+        watched.restart_count += 1
+        watched.ready_since_s = time.monotonic()
+        watched.reason = ""
+        watched.is_ready.set()
+        _LOG.warning("%s is back as process %d", name, part.pid)
+
+    async def _until_ready(self, roles: Sequence[str]) -> None:
+        for watched in self._watched:
+            if watched.part.role in roles:
+                await watched.is_ready.wait()

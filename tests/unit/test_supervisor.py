@@ -1,0 +1,103 @@
+"""When parts are brought back: in which order, how often, and what is said of them meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from actors import supervisor
+from actors.errors import StoreError
+from actors.supervisor import Supervisor
+
+DEADLINE_S = 5.0
+
+
+class Lamp:
+    """A part that can be broken, and that comes back after so many attempts."""
+
+    def __init__(self, role: str, diary: list[str], *, needs: Sequence[str] = ()) -> None:
+        self.role, self.index, self.needs = role, 0, needs
+        self.pid = 1
+        self.is_broken = False
+        self.failures = 0
+        self._diary = diary
+
+    async def trouble(self) -> str:
+        return f"{self.role} broke" if self.is_broken else ""
+
+    async def revive(self) -> None:
+        self._diary.append(self.role)
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("no current")
+        self.is_broken = False
+        self.pid += 1
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_EVERY_S", "_RETRY_DELAY_MIN_S", "_RETRY_DELAY_MAX_S"):
+        monkeypatch.setattr(supervisor, name, 0.001)
+
+
+@asynccontextmanager
+async def watching(*parts: Lamp) -> AsyncIterator[Supervisor]:
+    found = Supervisor(parts)
+    task = asyncio.create_task(found.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            yield found
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_ready(found: Supervisor, restart_count: int) -> None:
+    while sum(each.restart_count for each in found.statuses()) < restart_count:
+        await asyncio.sleep(0)
+    assert all(each.state == "ready" and not each.reason for each in found.statuses())
+
+
+async def test_a_part_is_brought_back_after_those_that_it_needs() -> None:
+    diary: list[str] = []
+    store = Lamp("store", diary)
+    bridge = Lamp("bridge", diary, needs=("store",))
+    store.is_broken = bridge.is_broken = True
+    store.failures = 3
+    async with watching(store, bridge) as found:
+        await until_ready(found, 2)
+    assert diary == ["store"] * 4 + ["bridge"]
+    assert [each.pid for each in found.statuses()] == [2, 2]
+
+
+async def test_what_fails_again_and_again_is_down_and_tells_why_until_it_is_back() -> None:
+    diary: list[str] = []
+    store = Lamp("store", diary)
+    store.is_broken, store.failures = True, 1000
+    async with watching(store) as found:
+        seen: list[str] = []
+        while not seen or seen[-1] != "down":
+            [status] = found.statuses()
+            if not seen or status.state != seen[-1]:
+                seen.append(status.state)
+            await asyncio.sleep(0)
+        assert seen[-2:] == ["restarting", "down"]
+        assert "store broke" in status.reason
+        assert "no current" in status.reason
+        store.failures = 0
+        await until_ready(found, 1)
+
+
+async def test_a_part_that_needs_nothing_of_what_is_down_is_brought_back_meanwhile() -> None:
+    diary: list[str] = []
+    store, broker = Lamp("store", diary), Lamp("broker", diary)
+    store.is_broken, store.failures = True, 1_000_000
+    async with watching(store, broker) as found:
+        broker.is_broken = True
+        while found.statuses()[1].restart_count == 0:
+            await asyncio.sleep(0)
+        assert not found.is_ready("store")
+        assert found.is_ready("broker")
