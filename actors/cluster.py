@@ -183,7 +183,7 @@ class _Platform:
         self._parts.callback(self._store.stop)
         self._store.start()
         # The shard actors check it, too; here a mistake is told before Ray has started.
-        journal = Journal(self._store.url)
+        journal = Journal.at(self._store.url)
         journal.require_shard_count(self._settings.shard_count)
         journal.close()
         # From the store, which is therefore first: without a good revocation list the broker does not start.

@@ -5,7 +5,7 @@ ActorsError
 │   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
-│   ├── ShardFenced                 another process has taken over the shard
+│   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── PlatformNotRunning          no platform serves the data directory
 │   ├── DataDirectoryBusy           another process holds the data directory
 │   ├── DataDirectoryVersion        the data directory was written by a newer version
@@ -84,10 +84,12 @@ class ShardUnavailable(WorldError):
 
 
 class ShardFenced(WorldError):
-    """Another process has opened the shard since; this one must not serve it any more."""
+    """Another process has opened the shard since; this one must not serve it any more, that one will."""
 
     def __init__(self, shard: int, epoch: int) -> None:
-        super().__init__(f"shard {shard} was taken over by another process after epoch {epoch}")
+        super().__init__(
+            f"shard {shard} was taken over by another process after epoch {epoch}; try again", retryable=True
+        )
         self.shard = shard
         self.epoch = epoch
 

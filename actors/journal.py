@@ -21,8 +21,9 @@ from twins.messages import Batch, GroupOrder, TickOrder
 
 # Entries read in one round trip when a shard is opened: a few megabytes.
 _PAGE_LENGTH: Final = 500
-# An append waits for one write to disk; a disk that takes longer than this does not work.
-_ANSWER_TIMEOUT_S: Final = 10.0
+# An append waits for one write to disk. A call of a shard waits twice at most, and must be done before its caller
+# gives up; what is written later than this is found when Redis answers again.
+_ANSWER_TIMEOUT_S: Final = 2.0
 _FIELD: Final = b"r"
 
 
@@ -57,18 +58,27 @@ _decode: Final = msgspec.msgpack.Decoder(Record).decode
 
 
 class Journal:
-    """The journals of those shards that one process serves; not for several threads."""
+    """The journals of those shards that one process serves; not for several threads.
 
-    def __init__(self, url: str, *, prefix: str = "twinfleet:") -> None:
+    The client must try nothing twice, as that of `at` does.
+    """
+
+    def __init__(self, client: redis.Redis, *, prefix: str = "twinfleet:") -> None:
         self._prefix = prefix
-        self._client = redis.Redis.from_url(
+        self._client = client
+        self._positions: dict[int, tuple[int, int]] = {}
+
+    @classmethod
+    def at(cls, url: str) -> Journal:
+        """Return the journals in the Redis at a URL; nothing is asked of it yet."""
+        client = redis.Redis.from_url(
             url,
             socket_timeout=_ANSWER_TIMEOUT_S,
             socket_connect_timeout=_ANSWER_TIMEOUT_S,
             # An append that was made before the connection broke must not be taken for somebody else's.
             retry=Retry(NoBackoff(), 0),
         )
-        self._positions: dict[int, tuple[int, int]] = {}
+        return cls(client)
 
     def _key(self, shard: int) -> str:
         return f"{self._prefix}journal:{shard}"
@@ -95,6 +105,38 @@ class Journal:
             raise self._refusal(shard, error) from error
         self._positions[shard] = (epoch, 0)
         return epoch
+
+    def mark(self, shard: int) -> None:
+        """Append an entry without a record: no earlier append of this process can arrive after it.
+
+        ShardFenced if another process has opened the shard since.
+        """
+        epoch, sequence = self._positions[shard]
+        self._positions[shard] = epoch, sequence + 1
+        try:
+            self._client.xadd(self._key(shard), {_FIELD: b""}, id=f"{epoch}-{sequence + 1}")
+        except redis.RedisError as error:
+            raise self._refusal(shard, error) from error
+
+    def taken_over(self, shards: Sequence[int]) -> list[int]:
+        """Return those of the shards, opened by this process, that another one has opened since.
+
+        StoreError that is not retryable if their journals have been emptied.
+        """
+        if not shards:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.exists(*(self._key(shard) for shard in shards))
+        for shard in shards:
+            # Beyond all that this process has tried to append; cheaper than XINFO, which returns whole entries.
+            pipeline.xrange(self._key(shard), min=f"({self.position(shard)}", count=1)
+        try:
+            count, *beyond = pipeline.execute()
+        except redis.RedisError as error:
+            raise self._refusal(shards[0], error) from error
+        if count < len(shards):
+            raise StoreError("Redis has been emptied under running shards; bring its data back")
+        return [shard for shard, entries in zip(shards, beyond, strict=True) if entries]
 
     def _refusal(self, shard: int, error: redis.RedisError) -> StoreError | ShardFenced:
         if is_fenced(error):

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +35,8 @@ from actors.fleet import (
 from actors.journal import Applied, GroupCreated, GroupDeleted, Ticked
 from actors.logs import log_to
 from actors.shard_keeper import ShardKeeper
-from actors.wall_clock import WallClock
+from actors.wall_clock import WallClock, boot_time_s
+from twins.clock import Clock
 from twins.messages import (
     READ_ONLY,
     Batch,
@@ -57,7 +59,10 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class HostStatus(msgspec.Struct, frozen=True):
-    """What a host does at present; `queue_length` counts announcements that wait for the bridge."""
+    """What a host does at present; `queue_length` counts announcements that wait for the bridge.
+
+    `lost_shards` were served here until another process took them over.
+    """
 
     pid: int
     shards: tuple[int, ...]
@@ -68,14 +73,23 @@ class HostStatus(msgspec.Struct, frozen=True):
     tick_count: int
     journal_entry_count: int
     dropped_announcement_count: int
+    lost_shards: tuple[int, ...] = ()
 
 
 class ShardHost:
     """Serves the shards of one process. `announce` takes the messages of requests that no bridge has brought."""
 
-    def __init__(self, announce: Callable[[Sequence[Publish]], None]) -> None:
+    def __init__(
+        self,
+        announce: Callable[[Sequence[Publish]], None],
+        clock: Clock | None = None,
+        *,
+        lease_clock_s: Callable[[], float] = boot_time_s,
+    ) -> None:
+        """Prepare a host; `clock` tells it what time it is, and `lease_clock_s` how time passes (see `ShardKeeper`)."""
         self._announce = announce
-        self._clock = WallClock()
+        self._clock = clock or WallClock()
+        self._lease_clock_s = lease_clock_s
         self._keeper: ShardKeeper | None = None
         self._request_count = self._tick_count = 0
 
@@ -86,12 +100,12 @@ class ShardHost:
         self._shard_count = settings.shard_count
         if self._keeper is not None:
             self._keeper.close()
-        keeper = ShardKeeper(settings)
+        keeper = ShardKeeper(settings, clock_s=self._lease_clock_s)
         keeper.open()
         self._keeper = keeper
 
     def _settled(self) -> ShardKeeper:
-        """Return the keeper with nothing in doubt; every call begins with it."""
+        """Return the keeper with nothing in doubt and its lease in force; every call begins with it."""
         if self._keeper is None:
             raise StoreError("this process has not opened its shards yet", retryable=True)
         late = self._keeper.settle()
@@ -172,7 +186,7 @@ class ShardHost:
     def check_group(self, encoded: bytes) -> None:
         """Raise ModelError if this host could not create its part of a simulated group."""
         group = decode_group_order(encoded).group()
-        for shard in self._settled().shards.values():
+        for shard in self._settled().all().values():
             shard.check_group(group)
 
     def create_group(self, encoded: bytes) -> None:
@@ -180,20 +194,22 @@ class ShardHost:
         self.check_group(encoded)
         keeper = self._settled()
         order = decode_group_order(encoded)
-        keeper.keep([(number, GroupCreated(order)) for number in keeper.shards])
-        for number in keeper.shards:
+        shards = keeper.all()
+        keeper.keep([(number, GroupCreated(order)) for number in shards])
+        for number in shards:
             with keeper.timed(number) as shard:
                 shard.create_group(order.group())
 
     def group_names(self) -> list[str]:
         """Return the names of the simulated groups."""
-        return sorted({name for shard in self._settled().shards.values() for name in shard.fleets})
+        return sorted({name for shard in self._settled().all().values() for name in shard.fleets})
 
     def delete_group(self, name: str) -> None:
         """Remove this host's part of a simulated group."""
         keeper = self._settled()
-        keeper.keep([(number, GroupDeleted(name)) for number in keeper.shards])
-        for number in keeper.shards:
+        shards = keeper.all()
+        keeper.keep([(number, GroupDeleted(name)) for number in shards])
+        for number in shards:
             with keeper.timed(number) as shard:
                 shard.delete_group(name)
 
@@ -203,7 +219,7 @@ class ShardHost:
         summaries = []
         for order in decode_orders(encoded):
             # Shards without devices of the group have nothing to compute again, and need no marker.
-            holders = [number for number, shard in keeper.shards.items() if shard.has_work(order)]
+            holders = [number for number, shard in keeper.all().items() if shard.has_work(order)]
             keeper.keep([(number, Ticked(order)) for number in holders])
             total = TickSummary()
             for number in holders:
@@ -218,13 +234,11 @@ class ShardHost:
 
     def twins_table(self, columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of this host's twins."""
-        return arrow_table(
-            part for shard in self._settled().shards.values() for part in shard.select(columns)
-        )
+        return arrow_table(part for shard in self._settled().all().values() for part in shard.select(columns))
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that this host holds."""
-        return [leaf for shard in self._settled().shards.values() for leaf in shard.digest_leaves()]
+        return [leaf for shard in self._settled().all().values() for leaf in shard.digest_leaves()]
 
     def close(self) -> None:
         """Write all shards down, so that the next start is quick, and let go of the journal."""
@@ -297,11 +311,17 @@ class ShardActor(ShardHost):
         self._outlet = BridgeOutlet(bridge_name)
         super().__init__(self._outlet)
 
+    def open(self, encoded: bytes) -> None:
+        """Take over the shards that the settings name; when this returns, they are served."""
+        super().open(encoded)
+        assert self._keeper is not None, "it has just been opened"
+        time.sleep(max(0.0, self._keeper.wait_s()))
+
     @ray.method(concurrency_group="control")
     def status(self) -> HostStatus:
         """Return what this host does at present, also while it is busy."""
         keeper = self._keeper
-        shards = [] if keeper is None else list(keeper.shards.values())
+        shards = [] if keeper is None else list(keeper.held().values())
         return HostStatus(
             os.getpid(),
             tuple(shard.number for shard in shards),
@@ -312,6 +332,7 @@ class ShardActor(ShardHost):
             self._tick_count,
             0 if keeper is None else keeper.entry_count,
             self._outlet.dropped_count,
+            () if keeper is None else tuple(keeper.lost),
         )
 
     @ray.method(concurrency_group="control")

@@ -1,7 +1,14 @@
 """Keeps the shards of one process: opens them, journals what goes into them, writes them down, never loses its place.
 
 A shard's state is always its snapshot plus its journal up to a known entry. Where an append has failed, that is not
-known any more; the shards are then opened again, and what the journal holds beyond the known entry is applied first.
+known any more; what the journal holds beyond the known entry is then applied first.
+
+Nobody serves a shard beside its successor. That no append of a former host arrives is the journal's to see; that it
+answers no question is the lease's: a host answers only while Redis has told it, not longer than half a lease ago, that
+its shards are still its own. The time counts from before Redis was asked, by a clock that runs on while the machine is
+suspended; Redis is asked at the start of a call, so no timer has to fire in time. Whoever opens a shard waits for a
+whole lease from after its marker, unless it is known that the former host is gone. What is read at the start of a call
+was true after the call was made: a process that is held up in the middle of one gives no outdated answer.
 """
 
 from __future__ import annotations
@@ -9,164 +16,277 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from actors.actor_settings import HostSettings
-from actors.errors import ShardUnavailable, StoreError
+from actors.errors import ShardFenced, ShardUnavailable, StoreError
 from actors.journal import Applied, GroupCreated, GroupDeleted, Journal, Record, Ticked, parse_position
 from actors.snapshots import SnapshotStore
+from actors.wall_clock import boot_time_s
 from twins.errors import InvariantError, ModelError
 from twins.messages import Outcome, Publish
 from twins.shard import Shard
 
 _LOG: Final = logging.getLogger(__name__)
+# How long a shard that changes hands without a word of its former host stands still. Redis is asked every half of it,
+# which takes a millisecond.
+LEASE_S: Final = 2.0
+# While Redis does not answer, callers would queue up behind each other's waiting; most are refused at once.
+_PAUSE_S: Final = 0.25
 # A snapshot is due when going through the journal again would take so long; it takes as long as it took at first.
 REPLAY_S_MAX: Final = 2.0
 _START: Final = "0-0"
 
 
-class ShardKeeper:
-    """The shards that the settings name, with their journals and snapshots; `shards` are open once `open` returned."""
+@dataclass(slots=True)
+class _Held:
+    """A shard that is open here."""
 
-    def __init__(self, settings: HostSettings) -> None:
-        self.shards: dict[int, Shard] = {}
+    shard: Shard
+    # The last entry that is known to be kept and is applied.
+    position: str
+    # Before that its former host may still answer.
+    serves_from_s: float = 0.0
+    # Since the last snapshot: what replaying would take, and what has been journalled.
+    replay_s: float = 0.0
+    journal_bytes: int = 0
+
+
+class ShardKeeper:
+    """The shards that the settings name, with their journals and snapshots, once `open` has returned."""
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        journal: Journal | None = None,
+        snapshots: SnapshotStore | None = None,
+        *,
+        clock_s: Callable[[], float] = boot_time_s,
+    ) -> None:
+        """Prepare the shards; their journal and snapshots are where the settings say, unless they are given.
+
+        `clock_s` must never be set, and run on while this process is held up.
+        """
         self.entry_count = 0
+        # Shards that another process has taken over since they were opened here.
+        self.lost: set[int] = set()
         self._settings = settings
-        self._journal = Journal(settings.redis_url)
-        self._snapshots = SnapshotStore(Path(settings.snapshot_dir))
-        # By shard: the last entry known to be kept and applied, and what has come since the last snapshot.
-        self._kept: dict[int, str] = {}
-        self._replay_s: dict[int, float] = {}
-        self._journal_bytes: dict[int, int] = {}
+        self._journal = journal or Journal.at(settings.redis_url)
+        self._snapshots = snapshots or SnapshotStore(Path(settings.snapshot_dir))
+        self._clock_s = clock_s
+        self._held: dict[int, _Held] = {}
+        self._confirmed_s = float("-inf")
+        self._asks_from_s = float("-inf")
         self._is_doubtful = False
+        self._late: list[Publish] = []
 
     def open(self) -> None:
         """Take over the shards: fence their former keeper, then read their past."""
         self._journal.require_shard_count(self._settings.shard_count)
         for number in self._settings.shards:
-            start_s = time.monotonic()
-            self.shards[number] = self._open_shard(number)
-            self._replay_s[number] = time.monotonic() - start_s
-            self._journal_bytes[number] = 0
+            self._held[number] = self._open_shard(number)
+            self.lost.discard(number)
         # What has been read back stays; the garbage collector need not go through it again and again.
         gc.freeze()
 
-    def _open_shard(self, number: int) -> Shard:
-        found = self._snapshots.newest(number)
-        shard, position = found or (Shard(number, self._settings.shard_count), _START)
-        if self._journal.last_position(number) < parse_position(position):
+    def _open_shard(self, number: int) -> _Held:
+        start_s = self._clock_s()
+        written = self._snapshots.newest_position(number)
+        if written is not None and self._journal.last_position(number) < parse_position(written):
             raise StoreError(
-                f"the journal of shard {number} ends before its snapshot {position}: Redis has been emptied or set "
+                f"the journal of shard {number} ends before its snapshot {written}: Redis has been emptied or set "
                 f"back; bring the Redis data back that belongs to {self._settings.snapshot_dir}"
             )
-        self._kept[number] = position
-        self._fence(shard)
-        self._catch_up(shard)
-        return shard
+        epoch = self._fence(number)
+        marked_s = self._clock_s()
+        held = self._read(number)
+        held.replay_s = self._clock_s() - start_s
+        is_alone = epoch == 1 or self._settings.is_predecessor_gone
+        held.serves_from_s = marked_s if is_alone else marked_s + LEASE_S
+        return held
 
-    def _fence(self, shard: Shard) -> None:
+    def _fence(self, number: int) -> int:
         """Begin a new epoch of a shard, so that no append of an earlier one can arrive any more."""
         try:
-            self._journal.open(shard.number)
+            return self._journal.open(number)
         except StoreError as error:
             if not error.is_full:
                 raise
-            # A full store takes no marker, but it lets go of entries that a snapshot stands for.
-            self._catch_up(shard)
-            self._snapshots.write(shard, self._kept[shard.number], is_only=True)
-            self._journal.trim(shard.number, through=self._kept[shard.number])
-            self._journal.open(shard.number)
+            self._make_room(self._read(number))
+            return self._journal.open(number)
 
-    def _catch_up(self, shard: Shard) -> list[Publish]:
+    def _read(self, number: int) -> _Held:
+        """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
+        found = self._snapshots.newest(number)
+        held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
+        self._catch_up(held)
+        return held
+
+    def _make_room(self, held: _Held) -> None:
+        """Let the journal go that a snapshot can stand for: a full store takes no marker, but that it allows."""
+        number = held.shard.number
+        self._snapshots.write(held.shard, held.position, is_only=True)
+        self._journal.trim(number, through=held.position)
+
+    def _catch_up(self, held: _Held) -> list[Publish]:
         """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend."""
         publishes: list[Publish] = []
-        for entry_id, record in self._journal.read(shard.number, after=self._kept[shard.number]):
-            outcome = _apply_again(shard, record)
+        for entry_id, record in self._journal.read(held.shard.number, after=held.position):
+            outcome = _apply_again(held.shard, record)
             if isinstance(record, Applied) and not record.batch.source:
                 publishes.extend(outcome.publishes)
-            self._kept[shard.number] = entry_id
+            held.position = entry_id
         return publishes
+
+    def held(self) -> Mapping[int, Shard]:
+        """Return the shards that are open here, also those that may not be served yet."""
+        return {number: held.shard for number, held in list(self._held.items())}
+
+    def wait_s(self) -> float:
+        """Return how long it takes until every shard that is open here may be served."""
+        return max((held.serves_from_s - self._clock_s() for held in self._held.values()), default=0.0)
 
     def shard(self, number: int) -> Shard:
-        """Return an open shard; ShardUnavailable if it is not open here, or not yet."""
-        try:
-            return self.shards[number]
-        except KeyError:
-            raise ShardUnavailable(number, "it is not open in this process") from None
+        """Return a shard to be served; ShardUnavailable if it is not open here, or not yet to be served."""
+        held = self._held.get(number)
+        if held is None:
+            where = "another process has taken it over" if number in self.lost else "it is not open here"
+            raise ShardUnavailable(number, where)
+        if self._clock_s() < held.serves_from_s:
+            raise ShardUnavailable(number, "its former host may still serve it for a moment")
+        return held.shard
+
+    def all(self) -> Mapping[int, Shard]:
+        """Return all shards that are open here, to be served; ShardUnavailable if one is not yet to be."""
+        return {number: self.shard(number) for number in self._held}
 
     def settle(self) -> list[Publish]:
-        """Clear up what a failed append has left open; return messages of requests that turn out to be kept.
+        """Make sure that the shards are still ours, and clear up what a failed append has left open.
 
-        To be called before anything else is done with the shards. StoreError while Redis does not answer.
+        To be called before anything else is done with the shards, each time. Returns messages of requests that turn
+        out to be kept. StoreError while Redis does not answer: nothing is to be served then.
         """
-        if not self._is_doubtful:
-            return []
-        publishes: list[Publish] = []
-        for shard in self.shards.values():
-            self._fence(shard)
-            publishes.extend(self._catch_up(shard))
+        now_s = self._clock_s()
+        if now_s < self._asks_from_s:
+            raise StoreError("Redis has just failed to answer; try again", retryable=True)
+        try:
+            if self._is_doubtful or now_s - self._confirmed_s > LEASE_S / 2:
+                self._confirm(now_s)
+            if self._is_doubtful:
+                self._clear_up()
+        except StoreError as error:
+            self._pause(error)
+            raise
+        late, self._late = self._late, []
+        return late
+
+    def _confirm(self, now_s: float) -> None:
+        """Let go of shards that others have opened since; the rest are ours from `now_s` on for half a lease."""
+        for number in self._journal.taken_over(list(self._held)):
+            self._let_go(number)
+        self._confirmed_s = now_s
+
+    def _clear_up(self) -> None:
+        for number, held in list(self._held.items()):
+            try:
+                self._mark(held)
+            except ShardFenced:
+                self._let_go(number)
+                continue
+            self._late.extend(self._catch_up(held))
         self._is_doubtful = False
-        return publishes
+
+    def _mark(self, held: _Held) -> None:
+        """See to it that none of our earlier appends to a shard's journal can arrive any more."""
+        try:
+            self._journal.mark(held.shard.number)
+        except StoreError as error:
+            if not error.is_full:
+                raise
+            self._late.extend(self._catch_up(held))
+            self._make_room(held)
+            self._journal.mark(held.shard.number)
+
+    def _let_go(self, number: int) -> None:
+        _LOG.warning("shard %d was taken over by another process", number)
+        del self._held[number]
+        self.lost.add(number)
+
+    def _pause(self, error: StoreError) -> None:
+        # A full store answers.
+        if not error.is_full:
+            self._asks_from_s = self._clock_s() + _PAUSE_S
 
     def keep(self, records: Sequence[tuple[int, Record]]) -> None:
         """Journal records of open shards; they must be applied then, in this order, before anything else is kept.
 
-        StoreError if it is unknown which were kept; none of them may be applied by the caller then.
+        ShardUnavailable if nothing was kept. StoreError, or ShardFenced, if it is unknown which were; none of them
+        may be applied by the caller then.
         """
         if not records:
             return
+        for number, _ in records:
+            self.shard(number)
         try:
             sizes = self._journal.append(records)
-        except StoreError:
+        except ShardFenced as error:
+            # Those of other shards may be kept.
             self._is_doubtful = True
+            self._let_go(error.shard)
+            raise
+        except StoreError as error:
+            self._is_doubtful = True
+            self._pause(error)
             raise
         self.entry_count += len(records)
         for (number, _), size in zip(records, sizes, strict=True):
-            self._kept[number] = self._journal.position(number)
-            self._journal_bytes[number] += size
+            held = self._held[number]
+            held.position = self._journal.position(number)
+            held.journal_bytes += size
 
     @contextlib.contextmanager
     def timed(self, number: int) -> Iterator[Shard]:
         """Give a shard to apply something to; the time that it takes is what replaying it will take."""
-        start_s = time.monotonic()
+        start_s = self._clock_s()
         yield self.shard(number)
-        self._replay_s[number] += time.monotonic() - start_s
+        self._held[number].replay_s += self._clock_s() - start_s
 
     def snapshot_where_due(self) -> None:
         """Write down one shard whose journal has become long; one at a time, so that nobody waits for all of them.
 
         A snapshot that can't be written is tried again later: the journal stands for it meanwhile.
         """
-        for number in self.shards:
-            is_long = self._journal_bytes[number] > self._settings.journal_bytes_max
-            if is_long or self._replay_s[number] > REPLAY_S_MAX:
+        for number, held in self._held.items():
+            is_long = held.journal_bytes > self._settings.journal_bytes_max
+            if is_long or held.replay_s > REPLAY_S_MAX:
                 try:
-                    self._snapshot(number)
+                    self._snapshot(held)
                 except (OSError, StoreError):
                     _LOG.exception("the snapshot of shard %d is put off", number)
-                    self._replay_s[number] = 0.0
-                    self._journal_bytes[number] = 0
+                    held.replay_s = 0.0
+                    held.journal_bytes = 0
                 return
 
-    def _snapshot(self, number: int) -> None:
+    def _snapshot(self, held: _Held) -> None:
         """Write a shard down and drop the part of its journal that the snapshot before this one covers."""
-        self._snapshots.write(self.shards[number], self._kept[number])
-        self._replay_s[number] = 0.0
-        self._journal_bytes[number] = 0
+        number = held.shard.number
+        self._snapshots.write(held.shard, held.position)
+        held.replay_s = 0.0
+        held.journal_bytes = 0
         older = self._snapshots.second_newest_position(number)
         if older is not None:
             self._journal.trim(number, through=older)
 
     def close(self) -> None:
         """Write down every shard that has changed, so that the next start is quick, and let go of the journal."""
-        shards, self.shards = self.shards, {}
+        held_shards, self._held = self._held, {}
         try:
-            for number, shard in shards.items():
-                if self._journal_bytes[number] and not self._is_doubtful:
-                    self._snapshots.write(shard, self._kept[number])
+            for held in held_shards.values():
+                if held.journal_bytes and not self._is_doubtful:
+                    self._snapshots.write(held.shard, held.position)
         finally:
             self._journal.close()
 

@@ -44,6 +44,11 @@ class SnapshotStore:
                     raise
         return None
 
+    def newest_position(self, shard: int) -> str | None:
+        """Return the journal position of the newest snapshot, readable or not; None where there is none."""
+        files = self._files(shard)
+        return "{}-{}".format(*files[0][0]) if files else None
+
     def second_newest_position(self, shard: int) -> str | None:
         """Return the journal position of the snapshot before the newest; None where there is none."""
         files = self._files(shard)

@@ -191,6 +191,7 @@ def expect_all_in_the_store(data_dir: Path, keepsakes: Keepsakes) -> None:
             # More than there is, so that nothing is written down here.
             1 << 30,
             log_file,
+            is_predecessor_gone=True,
         )
         host.open(msgspec.msgpack.encode(settings))
 
@@ -292,7 +293,7 @@ def test_another_number_of_shards_than_the_stored_one_is_refused(tmp_path: Path)
     DataDirectory(data_dir).prepare()
     store = RedisServer(PlatformSettings(data_dir=data_dir))
     store.start()
-    journal = Journal(store.url)
+    journal = Journal.at(store.url)
     journal.require_shard_count(16)
     journal.close()
     store.stop()

@@ -1,4 +1,4 @@
-"""What a shard host promises of its journal, with a real Redis that is stopped, full, or set back."""
+"""What a shard host promises of its journal and its lease, with a real Redis that is stopped, full, or set back."""
 
 from __future__ import annotations
 
@@ -13,31 +13,62 @@ import redis
 
 from actors import journal
 from actors.actor_settings import HostSettings
-from actors.errors import ShardFenced, StoreError
+from actors.errors import ShardFenced, ShardUnavailable, StoreError
 from actors.shard_actor import ShardHost
+from actors.shard_keeper import LEASE_S, ShardKeeper
 from actors.store import RedisServer
+from tests.integration.running_platform import until
 from tests.running_store import running_store
 from twins.messages import Batch, Operation, Outcome, Publish, Request, decode_outcome
+from twins.sharding import shard_of
 
 MEGABYTE = 1 << 20
+LAMPS = ("lamp", "light")
 
 
 class Host:
-    """A shard host with one shard on a store, and what it has announced."""
+    """A shard host on a store, what it has announced, and its lease's clock."""
 
-    def __init__(self, store: RedisServer, data_dir: Path, *, journal_bytes_max: int = 64 * MEGABYTE) -> None:
+    def __init__(
+        self,
+        store: RedisServer,
+        data_dir: Path,
+        *,
+        journal_bytes_max: int = 64 * MEGABYTE,
+        shards: tuple[int, ...] = (0,),
+        shard_count: int = 1,
+        is_predecessor_gone: bool = True,
+    ) -> None:
         self.announced: list[Publish] = []
-        self.host = ShardHost(self.announced.extend)
+        self.now_s = 1000.0
+        self.host = ShardHost(self.announced.extend, lease_clock_s=lambda: self.now_s)
+        self.shard_count = shard_count
         settings = HostSettings(
-            0, (0,), 1, store.url, str(data_dir / "snapshots"), journal_bytes_max, str(data_dir / "host.log")
+            0,
+            shards,
+            shard_count,
+            store.url,
+            str(data_dir / "snapshots"),
+            journal_bytes_max,
+            str(data_dir / "host.log"),
+            is_predecessor_gone,
         )
         self.host.open(msgspec.msgpack.encode(settings))
         self.sequence = 0
 
     def submit(self, *requests: Request, sequence: int | None = None) -> Outcome:
         self.sequence = self.sequence + 1 if sequence is None else sequence
-        batch = Batch("bridge", self.sequence, list(requests))
-        return decode_outcome(self.host.submit(msgspec.msgpack.encode([(0, batch)])))
+        by_shard: dict[int, list[Request]] = {}
+        for request in requests:
+            by_shard.setdefault(shard_of(request.thing_name, self.shard_count), []).append(request)
+        pairs = [(shard, Batch("bridge", self.sequence, found)) for shard, found in by_shard.items()]
+        return decode_outcome(self.host.submit(msgspec.msgpack.encode(pairs)))
+
+    @property
+    def keeper(self) -> ShardKeeper:
+        keeper = self.host._keeper
+        assert keeper is not None
+        return keeper
 
 
 def update(thing_name: str, state: dict[str, Any], version: int | None = None) -> Request:
@@ -81,6 +112,7 @@ def test_an_append_whose_answer_was_lost_is_applied_where_the_journal_has_it(
     finally:
         os.kill(store.pid, signal.SIGCONT)
     # Redis finds the request in its socket. Whoever comes next must see it done.
+    host.now_s += 1
     rejected = host.submit(update("lamp", {"x": 2}, version=1), sequence=7)
     assert [message.topic.rsplit("/", 1)[1] for message in rejected.publishes] == ["rejected"]
     assert reported(host, "lamp") == {"x": 1}
@@ -98,6 +130,7 @@ def test_a_batch_that_is_resent_after_a_lost_answer_is_applied_once(
             host.submit(update("lamp", {"x": 1}), sequence=1)
     finally:
         os.kill(store.pid, signal.SIGCONT)
+    host.now_s += 1
     again = host.submit(update("lamp", {"x": 1}), sequence=1)
     assert b'"version":1' in again.publishes[0].payload
     assert host.host.shadow("lamp")["version"] == 1
@@ -107,10 +140,13 @@ def test_a_batch_that_is_resent_after_a_lost_answer_is_applied_once(
 def test_a_host_whose_shard_was_taken_over_serves_no_change_any_more(
     store: RedisServer, tmp_path: Path
 ) -> None:
-    old, new = Host(store, tmp_path), Host(store, tmp_path)
+    old = Host(store, tmp_path)
+    old.submit(update("lamp", {"x": 0}))
+    new = Host(store, tmp_path)
+    # It has not asked yet: the append is refused.
     with pytest.raises(ShardFenced):
         old.submit(update("lamp", {"x": 1}))
-    new.submit(update("lamp", {"x": 2}))
+    new.submit(update("lamp", {"x": 2}), sequence=3)
     assert reported(Host(store, tmp_path), "lamp") == {"x": 2}
 
 
@@ -144,3 +180,121 @@ def test_a_store_that_was_emptied_under_its_snapshots_is_refused(store: RedisSer
     redis.Redis.from_url(store.url).delete("twinfleet:journal:0")
     with pytest.raises(StoreError, match="emptied or set back"):
         Host(store, tmp_path)
+
+
+# The lease
+
+
+def test_a_host_that_was_fenced_answers_no_question_once_its_confirmation_is_old(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    old = Host(store, tmp_path)
+    old.submit(update("lamp", {"x": 1}))
+    new = Host(store, tmp_path, is_predecessor_gone=False)
+    # Nobody could have changed anything yet.
+    assert reported(old, "lamp") == {"x": 1}
+    old.now_s += LEASE_S / 2 + 0.001
+    with pytest.raises(ShardUnavailable, match="taken it over"):
+        reported(old, "lamp")
+    assert (old.keeper.held(), old.keeper.lost) == ({}, {0})
+    with pytest.raises(ShardUnavailable, match="taken it over"):
+        old.submit(update("lamp", {"x": 2}))
+    new.now_s += LEASE_S
+    assert reported(new, "lamp") == {"x": 1}
+
+
+def test_a_shard_is_served_when_the_lease_of_its_former_host_is_over(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    # Nobody can have served a shard before its first host.
+    first = Host(store, tmp_path, is_predecessor_gone=False)
+    first.submit(update("lamp", {"x": 1}))
+    second = Host(store, tmp_path, is_predecessor_gone=False)
+    second.now_s += LEASE_S - 0.001
+    for attempt in (lambda: reported(second, "lamp"), lambda: second.submit(update("lamp", {"x": 2}))):
+        with pytest.raises(ShardUnavailable, match="former host") as refusal:
+            attempt()
+        assert refusal.value.retryable
+    second.now_s += 0.001
+    assert reported(second, "lamp") == {"x": 1}
+    # One that is known to be gone is not waited for.
+    third = Host(store, tmp_path, is_predecessor_gone=True)
+    assert reported(third, "lamp") == {"x": 1}
+
+
+def test_a_host_of_a_stopped_store_answers_no_question_and_serves_again_when_it_goes_on(
+    store: RedisServer, tmp_path: Path, short_patience: None
+) -> None:
+    host = Host(store, tmp_path)
+    host.submit(update("lamp", {"x": 1}))
+    os.kill(store.pid, signal.SIGSTOP)
+    try:
+        host.now_s += LEASE_S / 2 + 0.001
+        # The second one does not ask, and so does not wait.
+        for reason in ("does not answer", "has just failed"):
+            with pytest.raises(StoreError, match=reason) as refusal:
+                reported(host, "lamp")
+            assert refusal.value.retryable
+    finally:
+        os.kill(store.pid, signal.SIGCONT)
+    host.now_s += 1
+    assert reported(host, "lamp") == {"x": 1}
+
+
+def test_a_host_serves_again_after_a_restart_of_its_store(tmp_path: Path) -> None:
+    with running_store(tmp_path / "data") as store:
+        host = Host(store, tmp_path)
+        host.submit(update("lamp", {"x": 1}))
+        os.kill(store.pid, signal.SIGKILL)
+        until(lambda: not store.is_alive(), "Redis has ended")
+        with pytest.raises(StoreError) as refusal:
+            host.submit(update("lamp", {"x": 2}))
+        assert refusal.value.retryable
+        store.start()
+        host.now_s += 1
+        host.submit(update("lamp", {"x": 3}))
+        assert reported(Host(store, tmp_path), "lamp") == {"x": 3}
+
+
+def test_a_host_that_lost_an_answer_does_not_take_its_shard_back_from_its_successor(
+    store: RedisServer, tmp_path: Path, short_patience: None
+) -> None:
+    old = Host(store, tmp_path)
+    os.kill(store.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreError):
+            old.submit(update("lamp", {"x": 1}))
+    finally:
+        os.kill(store.pid, signal.SIGCONT)
+    new = Host(store, tmp_path)
+    old.now_s += 1
+    with pytest.raises(ShardUnavailable):
+        old.submit(update("lamp", {"x": 2}))
+    new.submit(update("lamp", {"x": 3}), sequence=3)
+    assert reported(new, "lamp") == {"x": 3}
+
+
+def test_what_was_kept_beside_a_fenced_shard_is_applied(store: RedisServer, tmp_path: Path) -> None:
+    assert [shard_of(name, 2) for name in LAMPS] == [0, 1]
+    old = Host(store, tmp_path, shards=(0, 1), shard_count=2)
+    old.submit(update("lamp", {"x": 0}), sequence=1)
+    Host(store, tmp_path, shards=(0,), shard_count=2)
+    with pytest.raises(ShardFenced) as refusal:
+        old.submit(*(update(name, {"x": 1}) for name in LAMPS), sequence=2)
+    assert (refusal.value.shard, refusal.value.retryable) == (0, True)
+    assert set(old.keeper.held()) == {1}
+    assert reported(old, "light") == {"x": 1}
+    # It comes again, and is known.
+    old.submit(update("light", {"x": 1}), sequence=2)
+    assert old.host.shadow("light")["version"] == 1
+    assert Host(store, tmp_path, shards=(1,), shard_count=2).host.shadow("light")["version"] == 1
+
+
+def test_a_store_that_is_emptied_under_a_host_is_noticed(store: RedisServer, tmp_path: Path) -> None:
+    host = Host(store, tmp_path)
+    host.submit(update("lamp", {"x": 1}))
+    redis.Redis.from_url(store.url).delete("twinfleet:journal:0")
+    host.now_s += LEASE_S
+    with pytest.raises(StoreError, match="emptied") as refusal:
+        host.submit(update("lamp", {"x": 2}))
+    assert not refusal.value.retryable
