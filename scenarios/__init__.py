@@ -3,7 +3,7 @@
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `history` · `audit_rules` · `source` · `metrics` · `spec` · `workloads` · `reading` · `result` · `checks` ·
 `brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
-`run` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor`
+`interruption` · `run` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor`
 
 `reading` turns a file into the frozen objects of `spec`; `run` is the way in: a scenario from its file to its reports.
 `auditor` drives a running platform and remembers what it was told; `audit_rules` judge that.

@@ -27,6 +27,8 @@ _KEEP_ALIVE_S: Final = 10
 # because gmqtt neither subscribes again nor reads what was missed.
 _NO_RECONNECTS: Final = -2
 _LOG: Final = logging.getLogger(__name__)
+# That it gives up at once is what it was told to do, and no news for the terminal of who has set up no log.
+_LOG.addHandler(logging.NullHandler())
 
 LINK_ERRORS: Final = (OSError, TimeoutError, MQTTError)
 
@@ -81,9 +83,12 @@ class DeviceLink:
         """Publish at QoS 1; OverflowError if the broker's window is full, for which a new link is the only cure."""
         self._client.publish(topic, payload, qos=1)
 
-    def lose(self) -> None:
-        """Give the connection up."""
+    def drop(self) -> None:
+        """Break the connection without a farewell, as a device that loses its power does."""
         self.lost.set()
+        connection = self._client._connection
+        if connection is not None:
+            connection._transport.abort()
 
     async def close(self) -> None:
         """Say goodbye where there is still somebody to hear it."""

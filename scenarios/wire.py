@@ -104,7 +104,7 @@ class _Life:
             except OverflowError:
                 # The broker acknowledges nothing any more: a new connection is the only cure.
                 self._emit(DeviceEvent("failed", message="the broker's window of messages in flight is full"))
-                self._link.lose()
+                self._link.lost.set()
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         self._apply(self._brain.on_message(topic, payload, time.monotonic()))
