@@ -4,6 +4,6 @@ A trial is a fault and a seed: load begins, the fault strikes at moments that th
 serves every thing again, the load ends, and all that anybody was told is judged. `./dev test` runs two seeds of each
 fault, short; `./dev chaos` runs many, at full size, and writes `RESULT.json`.
 
-Reading order: `seams` (what is patched in a platform under test) · `stage` (the platform) · `faults` · `trial` ·
-`__main__` (the command)
+Reading order: `seams` (what is patched in a platform under test) · `stage` (the platform) · `faults` ·
+`auditing` (the auditor's process) · `trial` · `__main__` (the command)
 """

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
+from tests.chaos.auditing import FULL, SHORT, Size
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import stage_in
-from tests.chaos.trial import FULL, SHORT, Size, TrialResult, line_of, run_trial
+from tests.chaos.trial import Trial, TrialResult, line_of
 
 RESULT: Final = Path(__file__).with_name("RESULT.json")
 
@@ -56,7 +57,7 @@ def run_all(
                 print("disk full: left out, because no small file system may be mounted here")
                 continue
             place = directory / f"{name}-{seed}".replace(" ", "-")
-            yield run_trial(stage, FAULTS[name], seed, size=size, directory=place)
+            yield Trial(stage, FAULTS[name], seed, size=size, directory=place).run()
 
 
 def summary(results: Sequence[TrialResult], size: Size) -> dict[str, Any]:

@@ -56,10 +56,19 @@ class Stage:
     def is_ready(self) -> bool:
         """Tell whether the platform says that it serves."""
         try:
-            url = f"{self.platform.endpoints.api.url}/readyz"
-            return httpx.get(url, timeout=5.0, trust_env=False).status_code == 200
+            return self._ask_readyz().is_success
         except httpx.HTTPError:
             return False
+
+    def state(self) -> str:
+        """Return what the platform says of itself, for people."""
+        try:
+            return self._ask_readyz().text
+        except httpx.HTTPError as error:
+            return f"readyz does not answer: {error!r}"
+
+    def _ask_readyz(self) -> httpx.Response:
+        return httpx.get(f"{self.platform.endpoints.api.url}/readyz", timeout=5.0, trust_env=False)
 
     @property
     def has_small_disk(self) -> bool:
@@ -83,6 +92,11 @@ class Stage:
         if part == "supervisor":
             return [psutil.Process(self.platform.process.pid)]
         return [each for each in self.platform.processes() if _begins(each, PARTS[part])]
+
+    def is_whole(self) -> bool:
+        """Tell whether every part runs."""
+        running = self.platform.processes()
+        return all(any(_begins(each, name) for each in running) for name in PARTS.values())
 
     def one_of(self, part: str, draws: random.Random) -> psutil.Process:
         """Return one process of a part; there must be one."""

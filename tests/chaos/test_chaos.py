@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.auditing import SHORT
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import Stage
-from tests.chaos.trial import SHORT, line_of, run_trial
+from tests.chaos.trial import Trial, line_of
 
 
 # A trial takes some seconds; one that fails waits for each of its steps.
@@ -20,6 +21,6 @@ def test_what_was_accepted_is_there_and_every_thing_is_served_again(
 ) -> None:
     if name == "disk full" and not stage.has_small_disk:
         pytest.skip("no small file system may be mounted here")
-    result = run_trial(stage, FAULTS[name], seed, size=SHORT, directory=tmp_path)
+    result = Trial(stage, FAULTS[name], seed, size=SHORT, directory=tmp_path).run()
     assert result.holds, line_of(result, SHORT)
     assert result.accepted > 0

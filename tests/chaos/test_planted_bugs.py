@@ -17,9 +17,10 @@ from actors.settings import DataDirectory
 from actors.shard_actor import ShardHost
 from scenarios.auditor import judge
 from scenarios.auditor_clients import Client, Recorder
+from tests.chaos.auditing import SHORT, Auditor
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import Stage
-from tests.chaos.trial import SHORT, Auditor, run_trial, wait_for_load
+from tests.chaos.trial import Trial
 from tests.integration.running_platform import until
 from twins.sharding import shard_of
 
@@ -41,7 +42,7 @@ def planted(stage: Stage, bug: str) -> Iterator[None]:
 @pytest.mark.parametrize("bug", ["ack before journal", "lost tail"])
 def test_what_is_lost_when_a_shard_dies_is_missed(stage: Stage, tmp_path: Path, bug: str) -> None:
     with planted(stage, bug):
-        result = run_trial(stage, FAULTS["kill supervisor"], 0, size=SHORT, directory=tmp_path)
+        result = Trial(stage, FAULTS["kill supervisor"], 0, size=SHORT, directory=tmp_path).run()
     assert result.failure == ""
     assert result.contradiction != ""
     # It comes with the operations that make it up.
@@ -54,9 +55,9 @@ def test_a_shard_that_serves_beside_its_successor_is_found_out(stage: Stage, tmp
     with planted(stage, "no fencing"):
         auditor = Auditor(stage, tmp_path, seed=0, size=SHORT)
         try:
-            wait_for_load(auditor, random.Random(0), SHORT)
+            auditor.wait_for_load(random.Random(0))
             serve_beside(stage, auditor.progress.thing_names, rivals, tmp_path)
-            wait_for_load(auditor, random.Random(1), SHORT)
+            auditor.wait_for_load(random.Random(1))
             auditor.conclude()
         finally:
             auditor.kill()

@@ -1,51 +1,20 @@
-"""One trial: a fault and a seed, under the auditor, who is a process of its own."""
+"""One trial: a fault and a seed, under the auditor."""
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from actors.processes import wait_until
-from scenarios.history import Answered, Event, Outcome, Sent, encode_event
-from scenarios.history import Fault as FaultEvent
+from tests.chaos.auditing import Auditor, Size, TrialFailed
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.stage import Stage
 
 # A platform that does not serve every thing again by then does not come back by itself.
 RECOVERY_TIMEOUT_S: Final = 120.0
-_LOAD_TIMEOUT_S: Final = 60.0
-# Until all is quiet and read after the load.
-_SETTLE_S: Final = 90
-# Longer than any trial: the load ends when it is told to.
-_LOAD_DURATION: Final = "1h"
-# Between the load's begin, or a recovery, and the next blow: so many accepted updates, as the seed draws.
-_ACCEPTED_BETWEEN: Final = (5, 60)
-_decode: Final = msgspec.json.Decoder(Event).decode
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is done in a trial."""
-
-    things: int
-    rate: int
-    blows: int
-    is_full: bool
-
-
-SHORT: Final = Size(things=4, rate=60, blows=1, is_full=False)
-FULL: Final = Size(things=8, rate=120, blows=3, is_full=True)
 
 
 class TrialResult(msgspec.Struct, frozen=True):
@@ -68,202 +37,73 @@ class TrialResult(msgspec.Struct, frozen=True):
         return not (self.contradiction or self.failure)
 
 
-class Progress:
-    """Reads the auditor's history while it is written: what of each thing was accepted, and when it had been sent."""
+class Trial:
+    """The blows of one fault; the platform serves when it begins, and when it has run."""
 
-    def __init__(self, path: Path) -> None:
-        self.accepted_count = 0
-        self._path = path
-        self._offset = 0
-        self._sent: dict[tuple[str, int], Sent] = {}
-        # By thing and way: when it was sent, and when it was answered.
-        self._accepted: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+    def __init__(self, stage: Stage, fault: Fault, seed: int, *, size: Size, directory: Path) -> None:
+        self._stage = stage
+        self._fault = fault
+        self._seed = seed
+        self._size = size
+        self._draws = random.Random(f"{fault.name}/{seed}")
+        self._auditor = Auditor(stage, directory, seed=seed, size=size)
+        self._recoveries_s: list[float] = []
+        self._failures: list[str] = []
 
-    @property
-    def thing_names(self) -> list[str]:
-        """Return the things that were written to."""
-        return sorted({thing_name for thing_name, _ in self._accepted})
-
-    def read(self) -> None:
-        """Take in what has been written since the last time."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            self._take(_decode(line))
-
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Sent) and event.values:
-            self._sent[event.client, event.number] = event
-            self._accepted.setdefault((event.thing_name, event.is_direct), [])
-        elif isinstance(event, Answered) and event.outcome is Outcome.OK:
-            sent = self._sent.get((event.client, event.number))
-            if sent is not None:
-                self.accepted_count += 1
-                self._accepted[sent.thing_name, sent.is_direct].append((sent.at_s, event.at_s))
-
-    def served_at_s(self, since_s: float, *, way_count: int) -> float | None:
-        """Return when every thing had been served, over MQTT and HTTP, with what was sent since then; None: not yet."""
-        self.read()
-        served = [
-            next((answered_s for sent_s, answered_s in accepted if sent_s > since_s), None)
-            for accepted in self._accepted.values()
-        ]
-        times = [each for each in served if each is not None]
-        return max(times) if len(times) == len(served) >= way_count else None
-
-
-class Auditor:
-    """The auditor's process, and the history that it shares with who breaks things."""
-
-    def __init__(self, stage: Stage, directory: Path, *, seed: int, size: Size) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.history = directory / "history.jsonl"
-        self.faults = directory / "faults.jsonl"
-        self.history.unlink(missing_ok=True)
-        self.faults.write_bytes(b"")
-        self.progress = Progress(self.history)
-        options = {
-            "data-dir": stage.data_dir,
-            "things": size.things,
-            "rate": size.rate,
-            "duration": _LOAD_DURATION,
-            "history": self.history,
-            "with": self.faults,
-            "settle": f"{_SETTLE_S}s",
-            "seed": seed,
-            "output": "json",
-        }
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "twinfleet", "audit", "run", "--keep-things"),
-                *(f"--{name}={value}" for name, value in options.items()),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    def run(self) -> TrialResult:
+        """Return what comes of it."""
+        found: dict[str, Any] = {}
+        try:
+            for _ in range(self._size.blows):
+                self._auditor.wait_for_load(self._draws)
+                self._recoveries_s.append(self._strike())
+            found = self._auditor.conclude()
+        except TrialFailed as problem:
+            self._failures.append(f"{problem}; {self._stage.state()}")
+        finally:
+            self._auditor.kill()
+        self._start_again_if_ended()
+        return TrialResult(
+            self._fault.name,
+            self._seed,
+            blows=len(self._recoveries_s),
+            kills=self._fault.is_kill * len(self._recoveries_s),
+            recoveries_s=self._recoveries_s,
+            operations=found.get("operations", 0),
+            accepted=found.get("accepted", 0),
+            unknown=found.get("unknown", 0),
+            contradiction=found.get("contradiction", ""),
+            failure="; ".join(self._failures),
         )
 
-    def note(self, fault: Fault, action: str, *, redelivers: bool = False) -> float:
-        """Write down that something was broken or mended, and return when."""
-        at_s = time.monotonic()
-        with self.faults.open("ab", buffering=0) as file:
-            file.write(encode_event(FaultEvent(at_s, fault.part, action, redelivers)))
-        return at_s
-
-    def wait_until(self, is_true: Callable[[], bool], what: str, *, timeout_s: float) -> None:
-        """Wait for a condition; TrialFailed when time is up or the auditor has ended."""
-        if not wait_until(lambda: is_true() or self._process.poll() is not None, timeout_s=timeout_s):
-            raise TrialFailed(f"{what}: not within {timeout_s:g} s")
-        if self._process.poll() is not None:
-            raise TrialFailed(f"the auditor ended early: {self.conclude()}")
-
-    def conclude(self) -> dict[str, Any]:
-        """End the load and return what the auditor found once all was quiet."""
-        self._process.send_signal(signal.SIGTERM)
+    def _strike(self) -> float:
+        """Break something and mend it; return how long it took from then until every thing was served again."""
+        auditor, fault = self._auditor, self._fault
+        # Noted before: what comes of it cannot be seen earlier.
+        auditor.note(fault, fault.name, redelivers=fault.redelivers)
+        fault.strike(self._stage, self._draws)
         try:
-            output, errors = self._process.communicate(timeout=_SETTLE_S + _LOAD_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise TrialFailed("the auditor does not come to an end") from None
-        if self._process.returncode not in (0, 1):
-            raise TrialFailed(f"the auditor ended with {self._process.returncode}: {errors.strip()}")
-        found: dict[str, Any] = msgspec.json.decode(output)
-        return found
+            fault.last(self._stage, fault.lasts_s[self._size.is_full])
+        finally:
+            mended_s = auditor.note(fault, "mended")
+            fault.mend(self._stage)
 
-    def kill(self) -> None:
-        """End the process, if it has not ended."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
+        def is_back() -> bool:
+            self._start_again_if_ended()
+            return auditor.is_served(mended_s) and self._stage.is_whole() and self._stage.is_ready()
 
+        auditor.wait_until(
+            is_back, "every thing is served again, by every part", timeout_s=RECOVERY_TIMEOUT_S
+        )
+        return auditor.served_after_s(mended_s)
 
-class TrialFailed(Exception):
-    """The platform did not do what a trial waits for."""
-
-
-def run_trial(stage: Stage, fault: Fault, seed: int, *, size: Size, directory: Path) -> TrialResult:
-    """Return what comes of a fault with a seed; the platform serves when this begins, and when it returns."""
-    draws = random.Random(f"{fault.name}/{seed}")
-    recoveries_s: list[float] = []
-    found: dict[str, Any] = {}
-    failure = ""
-    auditor = Auditor(stage, directory, seed=seed, size=size)
-    try:
-        for _ in range(size.blows):
-            wait_for_load(auditor, draws, size)
-            recoveries_s.append(_break_and_mend(stage, fault, auditor, draws, size))
-            if stage.has_ended:
-                # A failure, but what had been accepted must be there all the same.
-                failure = f"`twinfleet up` ended: {stage.platform.output().strip()[-500:]}"
-                auditor.note(fault, "started again", redelivers=True)
-                stage.start_again()
-        found = auditor.conclude()
-    except TrialFailed as problem:
-        failure = f"{failure} {problem}".strip()
-    finally:
-        auditor.kill()
-    if stage.has_ended:
-        stage.start_again()
-    stage.wait_until_ready()
-    contradiction = found.get("contradiction", "")
-    return TrialResult(
-        fault.name,
-        seed,
-        blows=len(recoveries_s),
-        kills=fault.is_kill * len(recoveries_s),
-        recoveries_s=recoveries_s,
-        operations=found.get("operations", 0),
-        accepted=found.get("accepted", 0),
-        unknown=found.get("unknown", 0),
-        contradiction=contradiction,
-        failure=failure,
-    )
-
-
-def wait_for_load(auditor: Auditor, draws: random.Random, size: Size) -> None:
-    """Return when every thing has been served, and some more updates were accepted, as many as `draws` says."""
-    begun_s = time.monotonic()
-    auditor.wait_until(
-        lambda: auditor.progress.served_at_s(begun_s, way_count=2 * size.things) is not None,
-        "every thing is served",
-        timeout_s=_LOAD_TIMEOUT_S,
-    )
-    wanted_count = auditor.progress.accepted_count + draws.randint(*_ACCEPTED_BETWEEN)
-
-    def is_moment() -> bool:
-        auditor.progress.read()
-        return auditor.progress.accepted_count >= wanted_count
-
-    auditor.wait_until(is_moment, "the load goes on", timeout_s=_LOAD_TIMEOUT_S)
-
-
-def _break_and_mend(stage: Stage, fault: Fault, auditor: Auditor, draws: random.Random, size: Size) -> float:
-    """Return how long it took, from the mending, until every thing was served again."""
-    # Noted before: what comes of it cannot be seen earlier.
-    auditor.note(fault, fault.name, redelivers=fault.redelivers)
-    fault.strike(stage, draws)
-    try:
-        fault.last(stage, fault.lasts_s[size.is_full])
-    finally:
-        mended_s = auditor.note(fault, "mended")
-        fault.mend(stage)
-    auditor.wait_until(
-        lambda: (
-            stage.has_ended or auditor.progress.served_at_s(mended_s, way_count=2 * size.things) is not None
-        ),
-        "every thing is served again",
-        timeout_s=RECOVERY_TIMEOUT_S,
-    )
-    served_s = auditor.progress.served_at_s(mended_s, way_count=2 * size.things)
-    if served_s is None:
-        raise TrialFailed("the platform ended")
-    return round(served_s - mended_s, 3)
+    def _start_again_if_ended(self) -> None:
+        """Start a platform again that should not have ended: what it had accepted must be there all the same."""
+        if self._stage.has_ended:
+            last_words = self._stage.platform.output().strip()[-500:]
+            self._failures.append(f"`twinfleet up` ended: {last_words}")
+            self._auditor.note(self._fault, "started again", redelivers=True)
+            self._stage.start_again()
 
 
 def command_of(fault: Fault, seed: int, size: Size) -> str:
