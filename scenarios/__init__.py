@@ -1,8 +1,10 @@
-"""QA: the scenario language, the engine that conducts a run, verdicts and reports.
+"""QA: the scenario language, the engine that conducts a run, verdicts and reports; and the auditor.
 
 Reading order (a module imports only modules that stand before it in this list):
-`errors` · `source` · `metrics` · `spec` · `workloads` · `reading` · `result` · `checks` · `brain` · `wire` ·
-`devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` · `run`
+`errors` · `history` · `audit_rules` · `source` · `metrics` · `spec` · `workloads` · `reading` · `result` · `checks` ·
+`brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
+`interruption` · `run` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor`
 
 `reading` turns a file into the frozen objects of `spec`; `run` is the way in: a scenario from its file to its reports.
+`auditor` drives a running platform and remembers what it was told; `audit_rules` judge that.
 """

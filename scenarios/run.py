@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -19,6 +16,7 @@ from actors.fleet import Fleet, LocalFleet
 from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
+from scenarios.interruption import interruptible
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
@@ -26,7 +24,6 @@ from scenarios.spec import Scenario
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run_scenario(
@@ -116,31 +113,6 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
 def _command(scenario: Scenario, *arguments: str) -> str:
     """Return what repeats a run, to be pasted into a shell."""
     return shlex.join(["twinfleet", "run", scenario.file, "--seed", str(scenario.seed), *arguments])
-
-
-@contextmanager
-def interruptible() -> Iterator[asyncio.Event]:
-    """Give an event that the first Ctrl-C or SIGTERM sets; a second one ends the process as it always does.
-
-    To be entered in the running loop, after whatever takes over signals itself, as joining Ray does.
-    """
-    loop = asyncio.get_running_loop()
-    interrupt = asyncio.Event()
-
-    def release() -> None:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-
-    def on_signal() -> None:
-        interrupt.set()
-        release()
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield interrupt
-    finally:
-        release()
 
 
 def version_text() -> str:

@@ -1,8 +1,8 @@
 """A real device as a process of its own: `python -m scenarios.wire`, MQTT 5 over TLS with its own certificate.
 
-Owns the transport: connecting, subscribing, publishing at QoS 1, reconnecting. What the device says and obeys is
-`brain`'s. Each event goes to standard output as one line of JSON; the process ends on SIGTERM, and when its standard
-input ends, which it does when its parent dies, however it dies.
+Owns the device's time: when it reports, and that it connects again. The connection is `device_link`'s, what the device
+says and obeys `brain`'s. Each event goes to standard output as one line of JSON; the process ends on SIGTERM, and when
+its standard input ends, which it does when its parent dies, however it dies.
 """
 
 from __future__ import annotations
@@ -14,24 +14,18 @@ import logging
 import os
 import random
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import gmqtt
 import msgspec
-from gmqtt.mqtt.handler import MQTTError
 
 from scenarios.brain import DeviceBrain, DeviceEvent, Reaction
+from scenarios.device_link import LINK_ERRORS, DeviceLink, LinkSettings
 from twins.model import model_named
 
-# A handshake takes milliseconds on a loaded machine; gmqtt itself waits for ever.
-_CONNECT_TIMEOUT_S: Final = 10.0
-# A dead link is noticed after twice the keep-alive.
-_KEEP_ALIVE_S: Final = 10
 # The first retry hides a broker's restart, the last is what a broker bears of a whole fleet.
 _RETRY_MIN_S: Final = 0.2
 _RETRY_MAX_S: Final = 10.0
@@ -39,10 +33,6 @@ _RETRY_MAX_S: Final = 10.0
 _BUSY_WAIT_S: Final = 0.1
 # The longest wait: unanswered requests are given up between reports too.
 _IDLE_WAIT_S: Final = 1.0
-# Below -1, which means for ever, so that gmqtt gives up at once: a lost connection is replaced by a new client here,
-# because gmqtt neither subscribes again nor reads what was missed.
-_NO_RECONNECTS: Final = -2
-_LOG: Final = logging.getLogger("scenarios.wire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +49,29 @@ class WireSettings:
     report_every_s: float
     speed: float = 1.0
 
+    def link(self) -> LinkSettings:
+        """Return what the connection is made with; nothing is kept of the device at the broker when it ends."""
+        return LinkSettings(self.thing_name, self.host, self.port, self.ca, self.certificate, self.key)
 
-class _Link:
-    """One connection, from its first packet to its loss; never used again after."""
+
+class _Life:
+    """What a device does on one connection, from its first packet to its loss."""
 
     def __init__(
         self, settings: WireSettings, brain: DeviceBrain, emit: Callable[[DeviceEvent], None]
     ) -> None:
-        self._settings = settings
         self._brain = brain
         self._emit = emit
-        self._wake = asyncio.Event()
-        self._is_lost = False
-        self._subscribed = asyncio.Event()
-        self._client = gmqtt.Client(settings.thing_name, clean_session=True, logger=_LOG)
-        self._client.set_config({"reconnect_retries": _NO_RECONNECTS})
-        self._client.on_message = self._on_message
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_disconnect = self._on_disconnect
+        self._link = DeviceLink(settings.link(), self._on_message)
 
     async def open(self) -> None:
-        """Connect and subscribe; OSError, TimeoutError or MQTTError where that does not succeed."""
-        settings = self._settings
-        context = ssl.create_default_context(cafile=settings.ca)
-        context.load_cert_chain(settings.certificate, settings.key)
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            await self._client.connect(settings.host, settings.port, ssl=context, keepalive=_KEEP_ALIVE_S)
-            subscriptions = [gmqtt.Subscription(topic, qos=1) for topic in self._brain.filters]
-            self._client.subscribe(subscriptions)
-            await self._subscribed.wait()
-        refused = [one.topic for one in subscriptions if not one.acknowledged]
-        if refused:
-            raise ConnectionRefusedError(f"the broker refuses subscriptions to {', '.join(refused)}")
+        """Connect and subscribe; one of LINK_ERRORS where that does not succeed."""
+        await self._link.open(self._brain.filters)
 
     async def serve(self, ended: asyncio.Event) -> None:
         """Live on this connection until it is lost or `ended` is set."""
         self._apply(self._brain.on_connected(time.monotonic()))
-        while not (self._is_lost or ended.is_set()):
+        while not (self._link.lost.is_set() or ended.is_set()):
             now_s = time.monotonic()
             self._apply(self._brain.on_timer(now_s))
             due_s = self._brain.next_due_s
@@ -103,12 +79,12 @@ class _Link:
             if due_s is not None and now_s < due_s < now_s + _BUSY_WAIT_S:
                 wait_s = due_s - now_s
             await self._rest(ended, wait_s)
-        if self._is_lost:
+        if self._link.lost.is_set():
             self._apply(self._brain.on_disconnected("the connection was lost"))
 
     async def _rest(self, ended: asyncio.Event, wait_s: float) -> None:
         ending = asyncio.ensure_future(ended.wait())
-        losing = asyncio.ensure_future(self._wake.wait())
+        losing = asyncio.ensure_future(self._link.lost.wait())
         try:
             await asyncio.wait({ending, losing}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -117,37 +93,21 @@ class _Link:
 
     async def close(self) -> None:
         """Say goodbye where there is still somebody to hear it."""
-        # A broken socket refuses the farewell, which is then no loss.
-        with contextlib.suppress(OSError, AttributeError, TimeoutError):
-            async with asyncio.timeout(_IDLE_WAIT_S):
-                await self._client.disconnect()
+        await self._link.close()
 
     def _apply(self, reaction: Reaction) -> None:
         for event in reaction.events:
             self._emit(event)
         for message in reaction.messages:
             try:
-                self._client.publish(message.topic, message.payload, qos=1)
+                self._link.publish(message.topic, message.payload)
             except OverflowError:
                 # The broker acknowledges nothing any more: a new connection is the only cure.
                 self._emit(DeviceEvent("failed", message="the broker's window of messages in flight is full"))
-                self._lose()
+                self._link.lost.set()
 
-    def _lose(self) -> None:
-        self._is_lost = True
-        self._wake.set()
-
-    # gmqtt calls these by position, and ignores what they return but for on_message (0: success).
-
-    def _on_message(self, _client: Any, topic: str, payload: bytes, _qos: int, _properties: Any) -> int:
+    def _on_message(self, topic: str, payload: bytes) -> None:
         self._apply(self._brain.on_message(topic, payload, time.monotonic()))
-        return 0
-
-    def _on_subscribe(self, _client: Any, _mid: int, _qos: Any, _properties: Any) -> None:
-        self._subscribed.set()
-
-    def _on_disconnect(self, _client: Any, _packet: Any, _error: Any = None) -> None:
-        self._lose()
 
 
 async def live(settings: WireSettings, emit: Callable[[DeviceEvent], None], ended: asyncio.Event) -> None:
@@ -160,15 +120,15 @@ async def live(settings: WireSettings, emit: Callable[[DeviceEvent], None], ende
     )
     retry_s = _RETRY_MIN_S
     while not ended.is_set():
-        link = _Link(settings, brain, emit)
+        life = _Life(settings, brain, emit)
         try:
-            await link.open()
+            await life.open()
             retry_s = _RETRY_MIN_S
-            await link.serve(ended)
-        except (OSError, TimeoutError, MQTTError) as error:
+            await life.serve(ended)
+        except LINK_ERRORS as error:
             emit(DeviceEvent("failed", message=f"cannot connect: {error or type(error).__name__}"))
         finally:
-            await link.close()
+            await life.close()
         with contextlib.suppress(TimeoutError):
             # Devices that lost a broker together do not come back together.
             async with asyncio.timeout(retry_s * random.uniform(0.5, 1.0)):

@@ -16,9 +16,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 _OFFLINE = tuple(Path(__file__).parent / name for name in ("unit", "property"))
 # As node ids begin.
-_REAL_PARTS = ("tests/integration/", "tests/contract/")
+_REAL_PARTS = ("tests/integration/", "tests/contract/", "tests/chaos/")
 # What a test file says that needs a whole platform, or Ray; the session's platform is then started only once.
-_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b")
+_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b|\bchaos\b")
 
 # The same examples on every machine and in every run: a failure is repeated by running the test again.
 hypothesis.settings.register_profile(

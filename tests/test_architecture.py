@@ -34,7 +34,7 @@ CORE_LIBRARY_MODULES: Final = {"pyarrow": ("twins/snapshot.py",), "numba": ("twi
 NOT_CALLED_IN_CORE: Final = frozenset({"open", "input", "print"})
 
 # Its acknowledgements need our own path around it, which only these modules take.
-MQTT_CLIENT_MODULES: Final = ("actors/mqtt_*.py", "scenarios/wire.py")
+MQTT_CLIENT_MODULES: Final = ("actors/mqtt_*.py", "scenarios/device_link.py")
 # Settings are read once, in one place; add a module here only with a reason beside it.
 ENVIRONMENT_MODULES: Final = ("actors/settings.py",)
 
@@ -343,7 +343,7 @@ def test_the_core_rule_finds_what_is_not_pure(path: str, source: str, is_found: 
 
 @pytest.mark.parametrize(
     ("path", "is_found"),
-    [("actors/cluster.py", True), ("actors/mqtt_link.py", False), ("scenarios/wire.py", False)],
+    [("actors/cluster.py", True), ("actors/mqtt_link.py", False), ("scenarios/device_link.py", False)],
 )
 def test_the_mqtt_rule_finds_another_user_of_the_client(path: str, is_found: bool) -> None:
     assert bool(mqtt_findings(path, "from gmqtt.mqtt.handler import MQTTError")) is is_found

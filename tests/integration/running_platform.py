@@ -99,8 +99,10 @@ class RunningPlatform:
         self._endpoints: Endpoints | None = None
 
     @classmethod
-    def start(cls, data_dir: Path, *arguments: str) -> RunningPlatform:
-        """Start a platform and return at once."""
+    def start(
+        cls, data_dir: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> RunningPlatform:
+        """Start a platform, with more variables in its environment, and return at once."""
         output = data_dir.with_name(f"{data_dir.name}.output")
         with output.open("wb") as stream:
             process = subprocess.Popen(
@@ -118,7 +120,7 @@ class RunningPlatform:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=environment_of(data_dir),
+                env=environment_of(data_dir, environment),
                 start_new_session=True,
             )
         return cls(data_dir, process, output)

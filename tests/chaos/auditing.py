@@ -1,0 +1,187 @@
+"""The auditor as a process of its own beside a platform under test, and what its history tells while it is written."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from actors.processes import wait_until
+from scenarios.history import Answered, Event, Outcome, Sent, encode_event
+from scenarios.history import Fault as FaultEvent
+from tests.chaos.faults import Fault
+from tests.chaos.stage import Stage
+
+_LOAD_TIMEOUT_S: Final = 60.0
+# Until all is quiet and read after the load.
+_SETTLE_S: Final = 90
+# Longer than any trial: the load ends when it is told to.
+_LOAD_DURATION: Final = "1h"
+# Between the load's begin, or a recovery, and the next blow: so many accepted updates, as the seed draws.
+_ACCEPTED_BETWEEN: Final = (5, 60)
+_decode: Final = msgspec.json.Decoder(Event).decode
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done in a trial."""
+
+    things: int
+    rate: int
+    blows: int
+    is_full: bool
+
+
+SHORT: Final = Size(things=4, rate=60, blows=1, is_full=False)
+FULL: Final = Size(things=8, rate=120, blows=3, is_full=True)
+
+
+class TrialFailed(Exception):
+    """The platform did not do what a trial waits for."""
+
+
+class Progress:
+    """Reads the auditor's history while it is written: what of each thing was accepted, and when it had been sent."""
+
+    def __init__(self, path: Path) -> None:
+        self.accepted_count = 0
+        self._path = path
+        self._offset = 0
+        self._sent: dict[tuple[str, int], Sent] = {}
+        # By thing and way: when it was sent, and when it was answered.
+        self._accepted: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+
+    @property
+    def thing_names(self) -> list[str]:
+        """Return the things that were written to."""
+        return sorted({thing_name for thing_name, _ in self._accepted})
+
+    def read(self) -> None:
+        """Take in what has been written since the last time."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._take(_decode(line))
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Sent) and event.values:
+            self._sent[event.client, event.number] = event
+            self._accepted.setdefault((event.thing_name, event.is_direct), [])
+        elif isinstance(event, Answered) and event.outcome is Outcome.OK:
+            sent = self._sent.get((event.client, event.number))
+            if sent is not None:
+                self.accepted_count += 1
+                self._accepted[sent.thing_name, sent.is_direct].append((sent.at_s, event.at_s))
+
+    def served_at_s(self, since_s: float, *, way_count: int) -> float | None:
+        """Return when every thing had been served in both ways with what was sent since then; None: not yet."""
+        self.read()
+        served = [
+            next((answered_s for sent_s, answered_s in accepted if sent_s > since_s), None)
+            for accepted in self._accepted.values()
+        ]
+        times = [each for each in served if each is not None]
+        return max(times) if len(times) == len(served) >= way_count else None
+
+
+class Auditor:
+    """The auditor's process, and the history that it shares with who breaks things."""
+
+    def __init__(self, stage: Stage, directory: Path, *, seed: int, size: Size) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.history = directory / "history.jsonl"
+        self.faults = directory / "faults.jsonl"
+        self.history.unlink(missing_ok=True)
+        self.faults.write_bytes(b"")
+        self.progress = Progress(self.history)
+        self._size = size
+        options = {
+            "data-dir": stage.data_dir,
+            "things": size.things,
+            "rate": size.rate,
+            "duration": _LOAD_DURATION,
+            "history": self.history,
+            "with": self.faults,
+            "settle": f"{_SETTLE_S}s",
+            "seed": seed,
+            "output": "json",
+        }
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "twinfleet", "audit", "run", "--keep-things"),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        )
+
+    def note(self, fault: Fault, action: str, *, redelivers: bool = False) -> float:
+        """Write down that something was broken or mended, and return when."""
+        at_s = time.monotonic()
+        with self.faults.open("ab", buffering=0) as file:
+            file.write(encode_event(FaultEvent(at_s, fault.part, action, redelivers)))
+        return at_s
+
+    def wait_until(self, is_true: Callable[[], bool], what: str, *, timeout_s: float) -> None:
+        """Wait for a condition; TrialFailed when time is up or the auditor has ended."""
+        if not wait_until(lambda: is_true() or self._process.poll() is not None, timeout_s=timeout_s):
+            raise TrialFailed(f"{what}: not within {timeout_s:g} s")
+        if self._process.poll() is not None:
+            raise TrialFailed(f"the auditor ended early: {self.conclude()}")
+
+    def conclude(self) -> dict[str, Any]:
+        """End the load and return what the auditor found once all was quiet."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            output, errors = self._process.communicate(timeout=_SETTLE_S + _LOAD_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TrialFailed("the auditor does not come to an end") from None
+        if self._process.returncode not in (0, 1):
+            raise TrialFailed(f"the auditor ended with {self._process.returncode}: {errors.strip()}")
+        found: dict[str, Any] = msgspec.json.decode(output)
+        return found
+
+    def kill(self) -> None:
+        """End the process, if it has not ended."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def wait_for_load(self, draws: random.Random) -> None:
+        """Return when every thing has been served, and some more updates were accepted, as many as `draws` says."""
+        begun_s = time.monotonic()
+        self.wait_until(lambda: self.is_served(begun_s), "every thing is served", timeout_s=_LOAD_TIMEOUT_S)
+        wanted_count = self.progress.accepted_count + draws.randint(*_ACCEPTED_BETWEEN)
+
+        def is_moment() -> bool:
+            self.progress.read()
+            return self.progress.accepted_count >= wanted_count
+
+        self.wait_until(is_moment, "the load goes on", timeout_s=_LOAD_TIMEOUT_S)
+
+    def served_after_s(self, since_s: float) -> float:
+        """Return how long it took from then until every thing was served, which they are."""
+        served_s = self.progress.served_at_s(since_s, way_count=2 * self._size.things)
+        assert served_s is not None
+        return round(served_s - since_s, 3)
+
+    def is_served(self, since_s: float) -> bool:
+        """Tell whether every thing has been served since then, over MQTT and HTTP."""
+        return self.progress.served_at_s(since_s, way_count=2 * self._size.things) is not None

@@ -1,0 +1,151 @@
+"""The platform that faults strike: on fixed ports and a small file system of its own, and started again if it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+import psutil
+
+from actors.processes import free_port
+from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
+
+SEAMS: Final = Path(__file__).with_name("seams")
+# The parts of a platform, and how the command lines of their processes begin.
+PARTS: Final[Mapping[str, str]] = {
+    "shard actor": "ray::ShardActor",
+    "bridge": "ray::BridgeActor",
+    "gateway": "ray::GatewayActor",
+    "store": "redis-server",
+    "broker": "mosquitto",
+    "gcs": "gcs_server",
+    "raylet": "raylet",
+}
+# Room for logs, journal and snapshots of a whole suite, and little enough to be filled in a moment.
+_DISK_BYTES: Final = 512 << 20
+
+
+class Stage:
+    """A running platform on `data_dir`, with what is needed to break it."""
+
+    def __init__(self, data_dir: Path, *arguments: str) -> None:
+        self.data_dir: Final = data_dir
+        self.seams: Final = data_dir.with_name(f"{data_dir.name}-seams")
+        self.seams.mkdir(exist_ok=True)
+        # A platform that is started again must be found where it was.
+        ports = {option: str(free_port()) for option in ("--mqtt-port", "--device-port", "--api-port")}
+        self._arguments = (*(word for pair in ports.items() for word in pair), *arguments)
+        self._environment = {"PYTHONPATH": str(SEAMS), "TWINFLEET_SEAMS": str(self.seams)}
+        self.platform = self._start()
+
+    def _start(self) -> RunningPlatform:
+        return RunningPlatform.start(self.data_dir, *self._arguments, environment=self._environment)
+
+    def wait_until_ready(self) -> None:
+        """Return when the platform says that it serves."""
+        self.platform.wait_until_ready()
+        until(self.is_ready, f"readyz is green; {self.platform.output()}", timeout_s=START_TIMEOUT_S)
+
+    def is_ready(self) -> bool:
+        """Tell whether the platform says that it serves."""
+        try:
+            return self._ask_readyz().is_success
+        except httpx.HTTPError:
+            return False
+
+    def state(self) -> str:
+        """Return what the platform says of itself, for people."""
+        try:
+            return self._ask_readyz().text
+        except httpx.HTTPError as error:
+            return f"readyz does not answer: {error!r}"
+
+    def _ask_readyz(self) -> httpx.Response:
+        return httpx.get(f"{self.platform.endpoints.api.url}/readyz", timeout=5.0, trust_env=False)
+
+    @property
+    def has_small_disk(self) -> bool:
+        """Tell whether the platform's files lie on a file system that may be filled."""
+        system = os.statvfs(self.data_dir)
+        return system.f_frsize * system.f_blocks <= _DISK_BYTES
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the process of `twinfleet up` has ended."""
+        return self.platform.process.poll() is not None
+
+    def start_again(self) -> None:
+        """Start the platform again, which has ended, and return when it serves."""
+        self.platform.expect_nothing_left()
+        self.platform = self._start()
+        self.wait_until_ready()
+
+    def processes(self, part: str) -> list[psutil.Process]:
+        """Return the processes of a part that run at present."""
+        if part == "supervisor":
+            return [psutil.Process(self.platform.process.pid)]
+        return [each for each in self.platform.processes() if _begins(each, PARTS[part])]
+
+    def is_whole(self) -> bool:
+        """Tell whether every part runs."""
+        running = self.platform.processes()
+        return all(any(_begins(each, name) for each in running) for name in PARTS.values())
+
+    def one_of(self, part: str, draws: random.Random) -> psutil.Process:
+        """Return one process of a part; there must be one."""
+        found = sorted(self.processes(part), key=lambda process: process.pid)
+        assert found, f"no {part} runs"
+        return draws.choice(found)
+
+    def end(self) -> None:
+        """End the platform."""
+        self.platform.end()
+
+
+def _begins(process: psutil.Process, name: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return bool(command) and (Path(command[0]).name if "::" not in name else command[0]).startswith(name)
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal to a process, if it still is that process."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+@contextlib.contextmanager
+def stage_in(directory: Path) -> Iterator[Stage]:
+    """Give a platform that serves, on a small file system where one may be mounted."""
+    data_dir = directory / "data"
+    with _small_disk(data_dir):
+        stage = Stage(data_dir)
+        try:
+            stage.wait_until_ready()
+            yield stage
+        finally:
+            stage.end()
+
+
+@contextlib.contextmanager
+def _small_disk(directory: Path) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES},mode=0700", "tmpfs", str(directory)]
+    # Only root may; in a container not even he.
+    is_mounted = (
+        os.geteuid() == 0 and not subprocess.run(command, check=False, capture_output=True).returncode
+    )
+    try:
+        yield
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
