@@ -135,7 +135,7 @@ class ShardKeeper:
         """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend."""
         publishes: list[Publish] = []
         for entry_id, record in self._journal.read(held.shard.number, after=held.position):
-            outcome = _apply_again(held.shard, record)
+            outcome = apply_again(held.shard, record)
             if isinstance(record, Applied) and not record.batch.source:
                 publishes.extend(outcome.publishes)
             held.position = entry_id
@@ -291,7 +291,7 @@ class ShardKeeper:
             self._journal.close()
 
 
-def _apply_again(shard: Shard, record: Record) -> Outcome:
+def apply_again(shard: Shard, record: Record) -> Outcome:
     """Apply a journalled input, in place; what was refused when it came in is refused again, and changes nothing."""
     if isinstance(record, Applied):
         return shard.apply(record.batch, record.now_s)

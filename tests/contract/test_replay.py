@@ -1,0 +1,93 @@
+"""What the journal holds is all that a shard is: killed in mid-run, it comes to the state of one that never was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from actors.fleet import describe_request
+from actors.journal import Journal
+from actors.ray_fleet import RayFleet
+from actors.shard_keeper import apply_again
+from tests.contract.conftest import START_S
+from tests.contract.fleets import SHARD_COUNT, RayStage, ray_stage
+from twins.messages import Batch, Operation, Request, TickOrder
+from twins.model import Group
+from twins.shard import Shard, combine_digest
+from twins.sharding import shard_of
+
+GROUP: Final = Group("replayed", "thermostat", "replayed-{i}", 700, 7, START_S)
+TICKS: Final = 20
+
+
+def update(name: str, section: str, state: dict[str, Any], shadow_name: str = "") -> Request:
+    payload = json.dumps({"state": {section: state}}).encode()
+    return Request(Operation.SHADOW_UPDATE, name, payload, shadow_name)
+
+
+# To simulated twins of every shard, between ticks: wishes, a value held by an operator, and what no column can hold.
+LIVE: Final = [
+    *(update(f"replayed-{i}", "desired", {"set_point": 18 + i % 7}) for i in range(0, 700, 9)),
+    *(update(f"replayed-{i}", "reported", {"humidity": "held"}) for i in range(0, 700, 31)),
+    *(update(f"replayed-{i}", "desired", {"note": {"by": ["ops"]}}, "service") for i in range(0, 700, 50)),
+    *(Request(Operation.SHADOW_DELETE, f"replayed-{i}") for i in range(5, 700, 90)),
+    # A thing may not take over the name of a simulated one: refused now, and again when it is replayed.
+    Request(Operation.REGISTER, "replayed-3", b'{"model": "thermostat"}'),
+]
+
+
+async def run_in_pieces(fleet: RayFleet, stage: RayStage) -> None:
+    await fleet.create_group(GROUP)
+    for piece in range(4):
+        await fleet.tick([TickOrder(GROUP.name, piece * TICKS, TICKS, {"set_point": 20.0 + piece})])
+        asking = asyncio.ensure_future(fleet.ask_many(LIVE[piece::4]))
+        # It is under way from here on: some of it is kept, some applied, some answered.
+        await asyncio.sleep(0)
+        stage.kill_and_reopen(piece % len(stage.actors))
+        await asyncio.gather(asking, return_exceptions=True)
+        await fleet.ask_many(LIVE[piece::4])
+
+
+def undisturbed(stage: RayStage) -> list[Shard]:
+    """Return what shards become that apply the whole journal once, without a snapshot."""
+    journal = Journal.at(stage.store_url)
+    shards = []
+    with contextlib.closing(journal):
+        for number in range(SHARD_COUNT):
+            shard = Shard(number, SHARD_COUNT)
+            for _, record in journal.read(number):
+                apply_again(shard, record)
+            shards.append(shard)
+    return shards
+
+
+@pytest.mark.timeout(180)
+async def test_a_run_with_killed_processes_ends_as_the_same_sequence_undisturbed(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    with ray_stage(tmp_path, 2) as stage:
+        fleet = RayFleet(stage.actors, SHARD_COUNT)
+        await run_in_pieces(fleet, stage)
+        digest = await fleet.digest()
+        expected = undisturbed(stage)
+        assert digest == combine_digest([leaf for shard in expected for leaf in shard.digest_leaves()])
+        # What is not part of the digest: named shadows, and what refused requests must not have changed.
+        for name in sorted({request.thing_name for request in LIVE}):
+            found = await fleet.ask(describe_request(name))
+            shard = expected[shard_of(name, SHARD_COUNT)]
+            [reply] = shard.apply(Batch("", 0, [describe_request(name)]), time.time()).replies
+            assert _lasting(found.payload) == _lasting(reply.payload)
+
+
+def _lasting(payload: bytes) -> dict[str, Any]:
+    """Return a description without the times at which it was asked for."""
+    found: dict[str, Any] = json.loads(payload)
+    for part in (found, found["shadow"] or {}, *found["namedShadows"].values()):
+        part.pop("timestamp", None)
+    return found
