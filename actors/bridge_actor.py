@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from actors.mqtt_bridge import BrokerConnection, MqttBridge
 from actors.mqtt_retained import read_retained
 from actors.ray_fleet import find_fleet
 from actors.retained import RETAINABLE_FILTERS, RetainedKeeper, RetainedNotes
+from actors.starts import count_start
 from actors.wall_clock import WallClock
 from twins.messages import Publish
 
@@ -55,7 +55,8 @@ class BridgeActor:
             keepalive_s=_KEEPALIVE_S,
         )
         lanes = find_fleet(settings.shard_count, settings.shard_actor_count)
-        bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{secrets.token_hex(8)}")
+        start = await count_start(settings.redis_url, CLIENT_ID)
+        bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{start}")
         self._notes = RetainedNotes.open(settings.redis_url)
         keeper = self._keeper = RetainedKeeper(
             self._notes, bridge.publish, all_topics=partial(_retained_topics, connection), clock=WallClock()

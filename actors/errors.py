@@ -6,6 +6,7 @@ ActorsError
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
+│   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
 │   ├── DataDirectoryBusy           another process holds the data directory
 │   ├── DataDirectoryVersion        the data directory was written by a newer version
@@ -92,6 +93,14 @@ class ShardFenced(WorldError):
         )
         self.shard = shard
         self.epoch = epoch
+
+
+class BridgeSuperseded(WorldError):
+    """A later bridge has been heard; what this one brings may be older than what that one brought, so it must end."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(f"a later bridge has taken the place of {source}; this one ends")
+        self.source = source
 
 
 class PlatformNotRunning(WorldError):

@@ -56,6 +56,7 @@ _BRIDGE_TOTALS: Final = {
     "messages_published": "published_count",
     "messages_dropped": "dropped_count",
     "messages_redelivered": "redelivered_count",
+    "messages_repeated": "repeated_count",
     "overruns": "overrun_count",
     "topics_rejected": "rejected_topic_count",
     "retentions_ended": "retention_ended_count",

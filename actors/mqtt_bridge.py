@@ -8,11 +8,14 @@ What is promised:
 
 - A request at QoS 1 is acknowledged after its shard has answered for good *and* the broker has taken over
   (PUBACK) all that the answer publishes. Whatever breaks before that, the broker delivers the request again,
-  and never is one lost by the bridge. What the same bridge holds, or has carried out and not acknowledged, is
-  not carried out twice when it is delivered again. After the bridge itself died it is (at least once), or
-  where an acknowledgement was lost with its connection; and so are the messages that the answer publishes.
+  and never is one lost by the bridge. What the same bridge holds or has carried out is not carried out twice when
+  it is delivered again, also where its acknowledgement was lost with a connection. After the bridge itself died it
+  is (at least once, in the same order); and so are the messages that the answer publishes.
 - A broker that is killed forgets what it had not saved. Requests that the bridge holds at that moment are
-  carried out all the same; others that were acknowledged just before may come again, also after later ones.
+  carried out all the same; others that were acknowledged just before come again, and the bridge knows them. Only
+  where the bridge dies too before all of that has come may an old request be carried out again in place of later ones.
+- What a bridge had sent to a shard and comes there after its successor was heard is refused: it would come after
+  requests that followed it.
 - Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one
   submission in flight, and repeats it under the same batch names until it is answered. Meanwhile the next one
   gathers, so submissions grow with the load, and only this lane's things wait.
@@ -23,7 +26,8 @@ What is promised:
   Messages at QoS 0 are dropped beyond a bound, and counted.
 
 With no other bridge on the broker the order per thing is that of the device. The batch's source must be new
-for each start of a bridge (its sequence numbers begin at 1), its client id the same for ever.
+for each start of a bridge (its sequence numbers begin at 1) and tell which of two starts is the later, its client id
+the same for ever.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ from actors.mqtt_session import MqttSession, until_one_failed
 from actors.unheard import BYTES_TOPIC, MESSAGES_TOPIC, OVERHEARD_FILTERS, UnheardPublishes, is_heard
 from actors.wall_clock import WallClock
 from twins import topics
-from twins.messages import SHADOW_OPERATION, Batch, Operation, Outcome, Publish, Request
+from twins.clock import Clock
+from twins.messages import READ_ONLY, SHADOW_OPERATION, Batch, Operation, Outcome, Publish, Request
 from twins.sharding import shard_of
 
 __all__ = ["BridgeStatistics", "BrokerConnection", "Lanes", "MqttBridge"]
@@ -108,8 +113,9 @@ class BridgeStatistics:
 
     `received_count` messages came; of these `rejected_topic_count` were no requests, `oversized_count` telemetry
     beyond PAYLOAD_BYTES_MAX, `throttled_count` shadow requests of things that had too many in flight,
-    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before. `overrun_count` times the
-    broker handed over more than may wait, and the connection was replaced so that it does so again.
+    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before, `repeated_count` had even
+    been acknowledged, which the broker did not hear or has forgotten. `overrun_count` times the broker handed over more
+    than may wait, and the connection was replaced so that it does so again.
     `is_catching_up` while what the broker had stored still comes. `request_count` requests in `batch_count`
     batches were answered by shards, `resent_count` submissions had to be repeated. `acknowledged_count`
     messages were acknowledged, `stale_count` could not be because their connection was gone.
@@ -127,6 +133,7 @@ class BridgeStatistics:
     throttled_count: int
     dropped_count: int
     redelivered_count: int
+    repeated_count: int
     overrun_count: int
     batch_count: int
     request_count: int
@@ -158,8 +165,15 @@ class _Route(NamedTuple):
 class MqttBridge:
     """The one bridge of one broker."""
 
-    def __init__(self, connection: BrokerConnection, lanes: Lanes, *, source: str) -> None:
-        """Prepare a bridge; `source` names this incarnation, as client id and a nonce of its start."""
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        lanes: Lanes,
+        *,
+        source: str,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare a bridge; `source` names this incarnation, as client id and the number of its start (see `Batch`)."""
         self._lanes = lanes
         self._source = source
         self._outboxes = [Outbox(index) for index in range(lanes.lane_count)]
@@ -173,13 +187,16 @@ class MqttBridge:
         )
         self._session.overhear(_OVERHEARD)
         self._shadow_requests = ShadowRequests()
-        self._clock = WallClock()
+        self._clock = clock or WallClock()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         # By packet id: what the current link delivered, and what the one before did that may be delivered
         # again.
         self._held: dict[int, Held] = {}
         self._orphans: dict[int, Held] = {}
+        # By packet id: the hash of what was acknowledged last under it. A lost or forgotten acknowledgement makes it
+        # come again, maybe after requests that followed it. Packet ids bound it: 65,535 entries are some 10 MB.
+        self._finished: dict[int, int] = {}
         # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
         self._unwindowed_bytes = 0
         # Of all that is held, and whether the current link has brought more: nothing is taken from it any more then.
@@ -187,6 +204,7 @@ class MqttBridge:
         self._is_overrun = False
         self._received_count = self._rejected_topic_count = self._oversized_count = 0
         self._throttled_count = self._dropped_count = self._redelivered_count = self._overrun_count = 0
+        self._repeated_count = 0
         self._batch_count = self._request_count = self._resent_count = 0
         self._acknowledged_count = self._stale_count = 0
         self._unheard, self._unheard_bytes = UnheardPublishes(), UnheardPublishes()
@@ -269,6 +287,7 @@ class MqttBridge:
             throttled_count=self._throttled_count,
             dropped_count=self._dropped_count,
             redelivered_count=self._redelivered_count,
+            repeated_count=self._repeated_count,
             overrun_count=self._overrun_count,
             batch_count=self._batch_count,
             request_count=self._request_count,
@@ -294,6 +313,8 @@ class MqttBridge:
         of it any more, or none: then the bridge is the only one that does.
         """
         before = {**self._orphans, **self._held} if session_present else {}
+        if not session_present:
+            self._finished = {}
         for held in self._held.values():
             held.packet_id = 0
         self._held = {}
@@ -340,6 +361,14 @@ class MqttBridge:
             self._acknowledge([orphan])
         elif not orphan.was_taken:
             self._unwindowed_bytes -= orphan.size_bytes
+        return True
+
+    def _is_finished(self, request: Request, packet_id: int) -> bool:
+        """Tell whether a request was carried out and acknowledged under this packet id before; it is again then."""
+        if self._finished.get(packet_id) != hash(request):
+            return False
+        self._repeated_count += 1
+        self._decline(packet_id)
         return True
 
     def _keep(self, held: Held) -> None:
@@ -434,8 +463,9 @@ class MqttBridge:
                 return
         elif self._is_one_too_many(size_bytes):
             return
-        elif is_redelivered:
-            if self._is_held(request, packet_id):
+        elif is_redelivered or self._session.is_catching_up:
+            # A broker that was killed may have forgotten what it delivered: then it does not say so.
+            if self._is_held(request, packet_id) or self._is_finished(request, packet_id):
                 return
             self._keep(held)
         else:
@@ -550,4 +580,7 @@ class MqttBridge:
             held = self._held.pop(packet_id, None)
             if held is not None:
                 self._held_bytes -= held.size_bytes
+                # What leaves no trace may well be done again, and is then answered again.
+                if held.request.operation not in READ_ONLY:
+                    self._finished[packet_id] = hash(held.request)
         self._take_up_again()

@@ -93,6 +93,10 @@ class BrokerConnection:
                 "broker connection", "client_id", "is empty; a lasting session needs a stable name"
             )
 
+    def link(self, events: LinkEvents) -> MqttLink:
+        """Return a link to this broker that has yet to be opened."""
+        return MqttLink(self, events)
+
 
 @dataclass(frozen=True, slots=True)
 class LinkEvents:

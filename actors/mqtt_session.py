@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -135,14 +134,14 @@ class MqttSession:
         while True:
             link = self._link
             assert link is not None, "keep_open follows open"
-            opened_s = time.monotonic()
+            opened_s = asyncio.get_running_loop().time()
             await self._until_lost(link)
             self._window = 0
             self.last_error = link.loss
             _LOG.warning("%s; connecting again", link.loss)
             # What breaks at once again waits longer each time: also two bridges that by mistake share a
             # client id, and throw each other out.
-            if link.was_ended_here or time.monotonic() - opened_s > RECONNECT_DELAY_MAX_S:
+            if link.was_ended_here or asyncio.get_running_loop().time() - opened_s > RECONNECT_DELAY_MAX_S:
                 delay_s = RECONNECT_DELAY_MIN_S
             delay_s = await self._reconnect(delay_s)
 
@@ -160,7 +159,7 @@ class MqttSession:
             return delay_s
 
     async def _connect(self) -> None:
-        link = MqttLink(self._settings, self._events)
+        link = self._settings.link(self._events)
         link.overhear(self._overheard)
         await link.open(self._topic_filters)
         # A broker ends the connection of a client that exceeds its receive maximum (MQTT 5, 3.3.4).

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
-from actors.errors import StoreError
+from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
     JsonObject,
     arrow_table,
@@ -122,6 +122,9 @@ class ShardHost:
     def _submit(self, encoded: bytes) -> Outcome:
         keeper = self._settled()
         pairs = decode_submission(encoded)
+        for number, batch in pairs:
+            if keeper.shard(number).has_successor(batch.source):
+                raise BridgeSuperseded(batch.source)
         now_s = self._clock.now_s()
         keeper.keep([(number, Applied(now_s, batch)) for number, batch in pairs if _leaves_a_trace(batch)])
         outcome = Outcome([], [])

@@ -7,7 +7,7 @@ nobody saw is no contradiction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -61,6 +61,17 @@ class Operation:
     def shadow(self) -> Shadow:
         """Return whose shadow it concerns."""
         return self.sent.thing_name, self.sent.shadow_name
+
+    def may_follow(self, other: Operation) -> bool:
+        """Tell whether it may have been carried out after another operation of the same client, and rightly so.
+
+        What went through the broker is carried out in the order in which it was sent. What went directly has no order
+        while it is under way: it may be carried out until its answer is there, and without an answer, at any time.
+        """
+        if self.sent.number >= other.sent.number:
+            return True
+        answered_s = [each.at_s for each in self.answers if each.outcome is Outcome.OK]
+        return self.sent.is_direct and not (answered_s and answered_s[0] < other.sent.at_s)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -174,14 +185,28 @@ def accepted_updates_are_there(evidence: Evidence) -> Contradiction | None:
             return Contradiction(
                 rule, f"nobody read {shadow[0]} at the end, so nothing is known of {name}", last.events
             )
-        sent = {each.sent.values[name] for each in operations}
+        sent = {each.sent.values[name]: each for each in operations}
         for end in ends.get(shadow, ()):
             value = end.values.get(name)
-            if last is not None and (value is None or value < last.sent.values[name]):
-                text = f"{name} is {value} at the end, but {last.sent.values[name]} was accepted"
-                return Contradiction(rule, text, (*last.events, end))
             if value is not None and value not in sent:
                 return Contradiction(rule, f"{name} is {value} at the end, which nobody sent", (end,))
+            if last is not None and (value is None or not sent[value].may_follow(last)):
+                text = f"{name} is {value} at the end, but {last.sent.values[name]} was accepted"
+                return Contradiction(rule, text, (*last.events, end))
+    return None
+
+
+def ends_agree(evidence: Evidence) -> Contradiction | None:
+    """Find two readings at the end that differ: of who served the shadow, and of who read its past back, perhaps."""
+    first: dict[Shadow, Settled] = {}
+    for end in evidence.ends:
+        other = first.setdefault((end.thing_name, end.shadow_name), end)
+        if (other.version, other.values) != (end.version, end.values):
+            return Contradiction(
+                "what was read at the end differs",
+                f"{end.thing_name} has version {other.version}, and {end.version}",
+                (other, end),
+            )
     return None
 
 
@@ -189,7 +214,7 @@ def versions_do_not_go_back(evidence: Evidence) -> Contradiction | None:
     """Find an answer older than what was known when it was asked for, or a message that comes after a newer one.
 
     Messages may come twice, so only the first of each version must come in order. What a direct operation announces
-    may come late.
+    comes when it comes, before or after what others bring about.
     """
     rule = "a version went back"
     if evidence.stale is not None:
@@ -198,15 +223,16 @@ def versions_do_not_go_back(evidence: Evidence) -> Contradiction | None:
         asked = [_sent(evidence, stale.event)] if isinstance(stale.event, Answered) else []
         return Contradiction(rule, text, _in_order(known.event, *asked, stale.event))
     for (shadow, observer, topic), heard in evidence.pushes.items():
-        newest = heard[0]
-        seen = {newest.version}
-        for event in heard[1:]:
-            if event.version > newest.version:
-                newest = event
-            elif event.version not in seen and not _may_be_late(evidence, shadow, event.version):
+        newest: Observed | None = None
+        seen: set[int] = set()
+        for event in heard:
+            if event.version in seen or _may_be_direct(evidence, shadow, event.version):
+                continue
+            seen.add(event.version)
+            if newest is not None and event.version < newest.version:
                 text = f"{observer} heard {topic} of version {event.version} first after {newest.version}"
                 return Contradiction(rule, text, (newest, event))
-            seen.add(event.version)
+            newest = event
     return None
 
 
@@ -214,7 +240,7 @@ def _sent(evidence: Evidence, answer: Answered) -> Event:
     return evidence.operations[answer.client, answer.number].sent
 
 
-def _may_be_late(evidence: Evidence, shadow: Shadow, version: int) -> bool:
+def _may_be_direct(evidence: Evidence, shadow: Shadow, version: int) -> bool:
     """Tell whether a version may have been made by a direct operation."""
     makers = [each.operation for each in evidence.sightings[shadow][version] if each.operation is not None]
     if makers:
@@ -284,16 +310,17 @@ def _broken_order(
     evidence: Evidence, name: str, operations: Sequence[Operation], history: Sequence[Sighting]
 ) -> Contradiction | None:
     rule = "the order of a client's updates was not kept"
+    writer = {each.sent.values[name]: each for each in operations}
     highest, step_count = 0, 0
     for previous, sighting in pairwise(history):
         before, value = previous.values[name], sighting.values[name]
         highest = max(highest, before)
-        if value < before:
+        if value < before and not _may_follow(writer, value, before):
             step_count += 1
             if step_count > evidence.redeliveries(sighting.event.at_s):
                 text = f"{name} went from {before} back to {value}"
                 return Contradiction(rule, text, _in_order(previous.event, sighting.event))
-        elif before < highest and sighting.version == previous.version + 1:
+        elif step_count and before < min(highest, value) and sighting.version == previous.version + 1:
             left_out = _accepted_between(operations, name, before, value)
             if left_out is not None:
                 text = f"{name} came again from {before} to {value} without {left_out.sent.values[name]}"
@@ -308,6 +335,11 @@ def _history_of(evidence: Evidence, shadow: Shadow, name: str) -> Iterator[Sight
         found = next((each for each in versions[version] if name in each.values), None)
         if found is not None:
             yield found
+
+
+def _may_follow(writer: Mapping[int, Operation], value: int, before: int) -> bool:
+    """Tell whether a value may rightly come after a greater one; of values that nobody sent another rule tells."""
+    return value in writer and before in writer and writer[value].may_follow(writer[before])
 
 
 def _accepted_between(operations: Sequence[Operation], name: str, low: int, high: int) -> Operation | None:
@@ -367,6 +399,7 @@ def refusals_leave_no_trace(evidence: Evidence) -> Contradiction | None:
 
 RULES: Final = (
     accepted_updates_are_there,
+    ends_agree,
     versions_do_not_go_back,
     versions_are_made_once,
     order_is_kept,

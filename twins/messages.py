@@ -64,7 +64,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent."""
+    """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent.
+
+    A source is `<name>/<start>`, where `start` rises each time that who bears the name starts anew; or has no start.
+    """
 
     source: str
     sequence: int

@@ -113,6 +113,21 @@ class Shard:
                 del self.last_outcomes[next(iter(self.last_outcomes))]
         return outcome
 
+    def has_successor(self, source: str) -> bool:
+        """Tell whether who bears the name of a source has started again since, and been heard.
+
+        Batches of the earlier start come too late then: what they hold was delivered again to the later one, and may
+        have been followed by more.
+        """
+        if source == next(reversed(self.last_outcomes), source):
+            # Nobody was heard after it: as nearly always.
+            return False
+        name, start = _start_of(source)
+        return any(
+            known_name == name and known_start > start
+            for known_name, known_start in map(_start_of, self.last_outcomes)
+        )
+
     def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
         """Serve one request: the one place where request errors are caught."""
         try:
@@ -503,6 +518,11 @@ def combine_digest(leaves: list[tuple[str, int, bytes]]) -> str:
 
 def _topic(request: Request) -> str:
     return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
+
+
+def _start_of(source: str) -> tuple[str, int]:
+    name, _, start = source.rpartition("/")
+    return (name, int(start)) if start.isdecimal() else (source, 0)
 
 
 def _require_caller(request: Request) -> None:

@@ -13,9 +13,10 @@ import redis
 
 from actors import journal
 from actors.actor_settings import HostSettings
-from actors.errors import ShardFenced, ShardUnavailable, StoreError
+from actors.errors import BridgeSuperseded, ShardFenced, ShardUnavailable, StoreError
 from actors.shard_actor import ShardHost
 from actors.shard_keeper import LEASE_S, ShardKeeper
+from actors.starts import count_start
 from actors.store import RedisServer
 from tests.integration.running_platform import until
 from tests.running_store import running_store
@@ -56,12 +57,12 @@ class Host:
         self.host.open(msgspec.msgpack.encode(settings))
         self.sequence = 0
 
-    def submit(self, *requests: Request, sequence: int | None = None) -> Outcome:
+    def submit(self, *requests: Request, sequence: int | None = None, source: str = "bridge") -> Outcome:
         self.sequence = self.sequence + 1 if sequence is None else sequence
         by_shard: dict[int, list[Request]] = {}
         for request in requests:
             by_shard.setdefault(shard_of(request.thing_name, self.shard_count), []).append(request)
-        pairs = [(shard, Batch("bridge", self.sequence, found)) for shard, found in by_shard.items()]
+        pairs = [(shard, Batch(source, self.sequence, found)) for shard, found in by_shard.items()]
         return decode_outcome(self.host.submit(msgspec.msgpack.encode(pairs)))
 
     @property
@@ -298,3 +299,19 @@ def test_a_store_that_is_emptied_under_a_host_is_noticed(store: RedisServer, tmp
     with pytest.raises(StoreError, match="emptied") as refusal:
         host.submit(update("lamp", {"x": 2}))
     assert not refusal.value.retryable
+
+
+def test_what_a_bridge_had_sent_comes_too_late_after_its_successor_was_heard(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    host = Host(store, tmp_path)
+    host.submit(update("lamp", {"x": 1}), source="bridge/9")
+    host.submit(update("lamp", {"x": 1}), update("lamp", {"x": 2}), source="bridge/10")
+    for again in (host, Host(store, tmp_path)):
+        with pytest.raises(BridgeSuperseded):
+            again.submit(update("lamp", {"x": 1}), source="bridge/9")
+        assert reported(again, "lamp") == {"x": 2}
+
+
+async def test_each_start_has_a_higher_number_than_all_before(store: RedisServer) -> None:
+    assert [await count_start(store.url, name) for name in ("one", "one", "other", "one")] == [1, 2, 1, 3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -152,6 +153,18 @@ class ScriptedLink(MqttLink):
         self._lose("closed")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScriptedConnection(BrokerConnection):
+    """A way to a `Broker` of this process."""
+
+    broker: Broker
+
+    def link(self, events: LinkEvents) -> ScriptedLink:
+        made = ScriptedLink(self, events)
+        made.broker = self.broker
+        return made
+
+
 class _Wire:
     _last_data_in = float("inf")
 
@@ -200,26 +213,18 @@ class BridgeMachine(RuleBasedStateMachine):
         self.patches.setattr(mqtt_link, "_ACKNOWLEDGE_WITHIN_S", 0.0)
         self.loop = asyncio.new_event_loop()
         self.sent: list[Message] = []
-        # Once one of these has happened, less is promised.
-        self.was_deaf = self.was_forgotten = False
+        # Then less is promised.
+        self.was_forgotten = False
         self.run(self.begin())
 
     async def begin(self) -> None:
         self.broker, self.shards = Broker(), Shards()
-        broker = self.broker
-
-        def link(connection: BrokerConnection, events: LinkEvents) -> ScriptedLink:
-            made = ScriptedLink(connection, events)
-            made.broker = broker
-            return made
-
-        self.patches.setattr(mqtt_session, "MqttLink", link)
-        connection = BrokerConnection("nowhere", 1, receive_maximum=RECEIVE_MAXIMUM)
+        connection = ScriptedConnection("nowhere", 1, receive_maximum=RECEIVE_MAXIMUM, broker=self.broker)
         self.bridge = MqttBridge(connection, self.shards, source="bridge/1")
         await self.bridge.start()
         await turns()
         # The marker: there was no backlog.
-        broker.take()
+        self.broker.take()
         await turns()
 
     def run(self, coroutine: Any) -> None:
@@ -272,7 +277,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.broker.link is not None and not self.broker.is_deaf)
     @rule()
     def hear_nothing(self) -> None:
-        self.broker.is_deaf = self.was_deaf = True
+        self.broker.is_deaf = True
 
     @rule()
     def forget_session(self) -> None:
@@ -334,7 +339,7 @@ class BridgeMachine(RuleBasedStateMachine):
             if not self.was_forgotten:
                 # A refusal that nobody acknowledged may be followed by the request's own turn.
                 assert [each for each in first if each in wanted] == wanted
-            if not self.was_deaf:
+            if not self.was_forgotten:
                 assert found == first
             answered = [
                 each.payload

@@ -27,6 +27,7 @@ from scenarios.history import (
 
 LAMP: Final = "lamp"
 MISSING: Final = "an accepted update is missing"
+DIFFERS: Final = "what was read at the end differs"
 WENT_BACK: Final = "a version went back"
 MADE_TWICE: Final = "a version was made twice"
 ORDER: Final = "the order of a client's updates was not kept"
@@ -38,6 +39,10 @@ def update(
     number: int, *, client: str = LAMP, field: str = "reported.lamp", is_direct: bool = False
 ) -> Event:
     return Sent(0, client, number, LAMP, values={field: number}, is_direct=is_direct)
+
+
+def wish(number: int) -> Event:
+    return update(number, client="op", field="desired.op", is_direct=True)
 
 
 def ok(number: int, version: int, *, client: str = LAMP) -> Event:
@@ -86,6 +91,15 @@ def history(*events: Event) -> list[Event]:
 GOOD: Final = {
     "nothing at all": [],
     "an update that is there": [update(1), ok(1, 1), end(1, reported_lamp=1)],
+    "an end that is read twice": [update(1), ok(1, 1), end(1, reported_lamp=1), end(1, reported_lamp=1)],
+    "direct updates that were under way at the same time": [
+        *(wish(1), wish(2), ok(2, 1, client="op"), ok(1, 2, client="op"), heard(1, desired_op=2)),
+        *(heard(2, desired_op=1), end(2, desired_op=1)),
+    ],
+    "a direct update without an answer that is carried out much later": [
+        *(wish(1), info(1, client="op"), wish(2), ok(2, 1, client="op"), heard(1, desired_op=2)),
+        *(heard(2, desired_op=1), end(2, desired_op=1)),
+    ],
     "a time-out that was carried out": [update(1), info(1), end(1, reported_lamp=1)],
     "a time-out that was not": [update(1), ok(1, 1), update(2), info(2), end(1, reported_lamp=1)],
     "a time-out that never did anything": [update(1), info(1), end(0)],
@@ -166,6 +180,14 @@ BAD: Final = {
         [update(1), ok(1, 1), update(2), ok(2, 2), died(), end(3, reported_lamp=1)],
     ),
     "a value that nobody sent": (MISSING, [update(1), ok(1, 1), end(1, reported_lamp=7)]),
+    "two readings at the end that differ in version": (
+        DIFFERS,
+        [update(1), ok(1, 1), end(1, reported_lamp=1), end(2, reported_lamp=1)],
+    ),
+    "two readings at the end that differ in content": (
+        DIFFERS,
+        [update(1), update(2), info(1), info(2), end(2, reported_lamp=1), end(2, reported_lamp=2)],
+    ),
     "a shadow that nobody read at the end": (MISSING, [update(1), ok(1, 1)]),
     "a get that is older than what was known": (
         WENT_BACK,
@@ -228,6 +250,20 @@ BAD: Final = {
         [
             *(update(1, field="desired.lamp"), update(2, field="desired.lamp"), heard(1, desired_lamp=1)),
             *(heard(1, is_whole=False, desired_lamp=2), end(2, desired_lamp=2)),
+        ],
+    ),
+    "a direct update that is carried out again after a later one": (
+        MISSING,
+        [
+            *(wish(1), ok(1, 1, client="op"), wish(2), ok(2, 2, client="op")),
+            *(heard(3, desired_op=1), end(3, desired_op=1)),
+        ],
+    ),
+    "a direct update that comes again after a later one and then the later one": (
+        ORDER,
+        [
+            *(wish(1), ok(1, 1, client="op"), wish(2), ok(2, 2, client="op"), heard(3, desired_op=1)),
+            *(heard(4, desired_op=2), end(4, desired_op=2)),
         ],
     ),
     "a step back that nothing explains": (

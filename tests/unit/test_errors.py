@@ -23,6 +23,7 @@ INSTANCES: tuple[Exception, ...] = (
     actors_errors.StoreError("it is full", retryable=True, is_full=True),
     actors_errors.ShardUnavailable(3, "it starts"),
     actors_errors.ShardFenced(3, 7),
+    actors_errors.BridgeSuperseded("app.bridge/3"),
     actors_errors.PlatformNotRunning(FILE, "no file"),
     actors_errors.DataDirectoryBusy(FILE, None),
     actors_errors.DataDirectoryVersion(FILE, "9", 1),

@@ -224,3 +224,28 @@ def test_named_shadows_that_were_deleted_long_ago_make_room_and_too_many_are_ref
     assert still.status == 400, "the tombstone keeps the version for 48 h"
     [accepted] = shard.apply(Batch("", 0, [one_more]), NOW_S + 49 * 3600).replies
     assert accepted.status == 200
+
+
+@pytest.mark.parametrize(
+    ("heard", "source", "has_successor"),
+    [
+        ([], "bridge/1", False),
+        (["bridge/1"], "bridge/1", False),
+        (["bridge/1"], "bridge/2", False),
+        (["bridge/2"], "bridge/1", True),
+        # Numbers, not texts.
+        (["bridge/10"], "bridge/9", True),
+        (["bridge/9"], "bridge/10", False),
+        (["other/2"], "bridge/1", False),
+        (["bridge"], "bridge", False),
+        (["bridge/2"], "", False),
+        (["", "bridge/2", ""], "bridge/1", True),
+    ],
+)
+def test_a_source_has_a_successor_once_a_later_start_of_the_same_name_was_heard(
+    shard: Shard, heard: list[str], source: str, has_successor: bool
+) -> None:
+    for sequence, each in enumerate(heard, 1):
+        shard.apply(Batch(each, sequence, []), NOW_S)
+    assert shard.has_successor(source) == has_successor
+    assert load_shard(dump_shard(shard)).has_successor(source) == has_successor
