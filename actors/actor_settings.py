@@ -24,7 +24,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     shards: tuple[int, ...]
     shard_count: int
     redis_url: str
-    snapshot_dir: str
+    snapshot_location: str
     journal_bytes_max: int
     log_file: str
     is_predecessor_gone: bool = False

@@ -48,6 +48,7 @@ from actors.settings import (
     UrlEndpoint,
     read_or_create_secret,
 )
+from actors.snapshots import SnapshotStore
 from actors.store import RedisServer
 from actors.supervisor import Supervisor
 from actors.wall_clock import WallClock
@@ -141,6 +142,7 @@ class _Platform:
         self._directory = DataDirectory(settings.data_dir)
         self._key_file = settings.key_file or self._directory.key_file
         self._urls: GatewayUrls | None = None
+        self._snapshot_location = settings.snapshot_location or str(self._directory.snapshots)
 
     def start(self, progress: Callable[[str], None]) -> None:
         """Start every part and say where they can be reached, once all are ready."""
@@ -154,6 +156,7 @@ class _Platform:
             read_or_create_secret(secret)
         self._authority = CertificateAuthority.open_or_create(directory.pki, key_file=self._key_file)
         self._require_ports_free()
+        SnapshotStore(self._snapshot_location).claim(read_or_create_secret(directory.identity_file))
         progress("starting Redis and mosquitto")
         self._start_servers()
         progress("starting Ray")
@@ -295,7 +298,7 @@ class _Platform:
             shards,
             shard_count,
             self._store.url,
-            str(self._directory.snapshots),
+            self._snapshot_location,
             # Two spans of every shard's journal then fill half of the store.
             self._settings.store_memory_max_bytes // (4 * shard_count),
             self._log_file(f"shard-actor-{index}"),

@@ -4,6 +4,7 @@ ActorsError
 ├── WorldError                      a broker, store, shard or machine that does not do its part; `retryable` or not
 │   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
+│   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
@@ -73,6 +74,18 @@ class StoreError(WorldError):
     def __init__(self, message: str, *, retryable: bool = False, is_full: bool = False) -> None:
         super().__init__(message, retryable=retryable)
         self.is_full = is_full
+
+
+class LocationError(WorldError):
+    """A place for snapshots or backups cannot be read or written, or what lies there cannot be used.
+
+    `location` is as the operator named it, without a secret that may stand in it.
+    """
+
+    def __init__(self, location: str, problem: str, *, retryable: bool = False) -> None:
+        super().__init__(f"{location}: {problem}", retryable=retryable)
+        self.location = location
+        self.problem = problem
 
 
 class ShardUnavailable(WorldError):

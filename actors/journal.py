@@ -153,6 +153,14 @@ class Journal:
             raise self._refusal(shard, error) from error
         return parse_position(details["last-generated-id"].decode())
 
+    def first_position(self, shard: int) -> tuple[int, int] | None:
+        """Return epoch and sequence of the first entry that the shard's journal still has; None if it has none."""
+        try:
+            found: Any = self._client.xrange(self._key(shard), min="(0-0", count=1)
+        except redis.RedisError as error:
+            raise self._refusal(shard, error) from error
+        return parse_position(found[0][0].decode()) if found else None
+
     def read(self, shard: int, *, after: str = "0-0") -> Iterator[tuple[str, Record]]:
         """Yield the entries of a shard's journal after an id, oldest first, each with its id."""
         start = f"({after}"
@@ -193,14 +201,15 @@ class Journal:
 
     def position(self, shard: int) -> str:
         """Return the id of the last entry of a shard that this process has opened."""
-        epoch, sequence = self._positions[shard]
-        return f"{epoch}-{sequence}"
+        return position_text(self._positions[shard])
 
     def trim(self, shard: int, *, through: str) -> None:
-        """Drop the entries up to and including an id: a snapshot that is safely on disk stands for them."""
-        epoch, sequence = parse_position(through)
+        """Drop the entries before an id: a snapshot that is safely kept stands for them, and for that one.
+
+        That one stays as the first: it tells whether a snapshot reaches the journal.
+        """
         try:
-            self._client.xtrim(self._key(shard), minid=f"{epoch}-{sequence + 1}", approximate=False)
+            self._client.xtrim(self._key(shard), minid=through, approximate=False)
         except redis.RedisError as error:
             raise self._refusal(shard, error) from error
 
@@ -213,3 +222,9 @@ def parse_position(text: str) -> tuple[int, int]:
     """Return epoch and sequence of an entry id."""
     epoch, sequence = text.split("-")
     return int(epoch), int(sequence)
+
+
+def position_text(position: tuple[int, int]) -> str:
+    """Return an entry id as it is written."""
+    epoch, sequence = position
+    return f"{epoch}-{sequence}"

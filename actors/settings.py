@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -37,6 +38,8 @@ _SECRET_BYTES: Final = 32
 _SECRET_LENGTH_MIN: Final = 16
 _TCP_PORT_MAX: Final = 65535
 _PORT_KEYS: Final = ("mqtt_port", "device_port", "api_port")
+# What a location that is no path may be: a directory, or a bucket and prefix of an S3 service.
+_LOCATION_SCHEMES: Final = ("file", "s3")
 _SHARD_COUNT: Final = 16
 _SHARD_ACTOR_COUNT: Final = min(_SHARD_COUNT, max(1, (os.cpu_count() or 1) // 2))
 
@@ -72,12 +75,16 @@ class PlatformSettings:
     stop_timeout_s: float = field(default=10.0, metadata=_between(0.1, 600.0))
     # The key of the platform's secrets at rest; None: vault.key in the data directory.
     key_file: Path | None = None
+    # Where snapshots of shards lie, a path or a URI (file, s3); None: `snapshots` in the data directory.
+    snapshot_location: str | None = None
 
     def __post_init__(self) -> None:
         for setting in _NUMBERS:
             _check_number(setting, getattr(self, setting.name))
         if self.key_file is not None:
             _check_path("key_file", self.key_file)
+        if self.snapshot_location is not None:
+            check_location("snapshot_location", self.snapshot_location)
         if self.shard_actor_count > self.shard_count:
             problem = f"{self.shard_actor_count} actors for {self.shard_count} shards leave some without work"
             raise SettingsError(
@@ -94,7 +101,9 @@ class PlatformSettings:
                     raise SettingsError("settings", key, problem)
 
     @classmethod
-    def load(cls, data_dir: Path, overrides: Mapping[str, int | float | Path | None]) -> PlatformSettings:
+    def load(
+        cls, data_dir: Path, overrides: Mapping[str, int | float | str | Path | None]
+    ) -> PlatformSettings:
         """Return the settings for `data_dir`: defaults, then its settings.yaml, then `overrides`.
 
         An override of None is one that the command line did not give. A relative path in the file starts at
@@ -105,12 +114,15 @@ class PlatformSettings:
         key_file = values.get("key_file")
         if isinstance(key_file, str) and key_file:
             values["key_file"] = file.parent / key_file
+        location = values.get("snapshot_location")
+        if isinstance(location, str):
+            values["snapshot_location"] = absolute_location(location, file.parent)
         sources = {key: (str(file), key) for key in values}
         for key, value in overrides.items():
             if value is not None:
                 values[key] = value
                 sources[key] = ("command line", "--" + key.replace("_", "-"))
-        known = (*_NUMBER_NAMES, "key_file")
+        known = (*_NUMBER_NAMES, "key_file", "snapshot_location")
         for key in values:
             if key not in known:
                 raise SettingsError(*sources[key], problem=_unknown(key, known))
@@ -147,6 +159,26 @@ def _check_number(setting: dataclasses.Field[object], value: object) -> None:
 def _check_path(key: str, value: object) -> None:
     if not isinstance(value, Path):
         raise SettingsError("settings", key, f"must be the path of a file, not {value!r}")
+
+
+def check_location(key: str, value: object) -> None:
+    """Raise SettingsError unless the value has the form of a place for files: a path, or a URI of a known scheme."""
+    if not isinstance(value, str) or not value:
+        raise SettingsError("settings", key, f"must be a path or a URI, not {value!r}")
+    if not is_path(value) and urlsplit(value).scheme not in _LOCATION_SCHEMES:
+        known = " or ".join(f"{scheme}://" for scheme in _LOCATION_SCHEMES)
+        problem = f"must be a path, or a URI that begins with {known}, not {value!r}"
+        raise SettingsError("settings", key, problem)
+
+
+def absolute_location(location: str, start: Path) -> str:
+    """Return a location that means the same from everywhere: a relative path begins at `start`, a URI stays."""
+    return str(start.absolute() / location) if location and is_path(location) else location
+
+
+def is_path(location: str) -> bool:
+    """Tell whether a location is a path, not a URI."""
+    return "://" not in location
 
 
 def _unknown(key: str, known: tuple[str, ...]) -> str:
@@ -276,6 +308,7 @@ class DataDirectory:
         self.mosquitto: Final = self.path / "mosquitto"
         self.logs: Final = self.path / "logs"
         self.reports: Final = self.path / "reports"
+        self.identity_file: Final = self.path / "platform.id"
         self.snapshots: Final = self.path / "snapshots"
         self.tools: Final = self.path / "tools"
 
@@ -354,6 +387,22 @@ def create_once(path: Path, content: bytes) -> None:
     _sync_directory(path.parent)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file, for its owner only, that replaces the one at `path` in one step when the context ends.
+
+    What is raised inside leaves the old file; the step survives a crash.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with _synced(beside) as file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
 def write_atomically(path: Path, content: bytes, *, check: Callable[[bytes], None] | None = None) -> None:
     """Replace the file at `path`, for its owner only, in one step that survives a crash: it is the old or the new.
 
@@ -371,9 +420,15 @@ def write_atomically(path: Path, content: bytes, *, check: Callable[[bytes], Non
 
 
 def _write_synced(path: Path, content: bytes) -> None:
+    with _synced(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
 

@@ -18,13 +18,21 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from actors.actor_settings import HostSettings
-from actors.errors import ShardFenced, ShardUnavailable, StoreError
-from actors.journal import Applied, GroupCreated, GroupDeleted, Journal, Record, Ticked, parse_position
-from actors.snapshots import SnapshotStore
+from actors.errors import LocationError, ShardFenced, ShardUnavailable, StoreError
+from actors.journal import (
+    Applied,
+    GroupCreated,
+    GroupDeleted,
+    Journal,
+    Record,
+    Ticked,
+    parse_position,
+    position_text,
+)
+from actors.snapshots import BackgroundWriter, SnapshotStore, SnapshotWriter
 from actors.wall_clock import boot_time_s
 from twins.errors import InvariantError, ModelError
 from twins.messages import Outcome, Publish
@@ -75,7 +83,8 @@ class ShardKeeper:
         self.lost: set[int] = set()
         self._settings = settings
         self._journal = journal or Journal.at(settings.redis_url)
-        self._snapshots = snapshots or SnapshotStore(Path(settings.snapshot_dir))
+        self._snapshots = snapshots or SnapshotStore(settings.snapshot_location)
+        self._writer = SnapshotWriter(snapshots) if snapshots else BackgroundWriter(self._snapshots)
         self._clock_s = clock_s
         self._held: dict[int, _Held] = {}
         self._confirmed_s = float("-inf")
@@ -98,7 +107,7 @@ class ShardKeeper:
         if written is not None and self._journal.last_position(number) < parse_position(written):
             raise StoreError(
                 f"the journal of shard {number} ends before its snapshot {written}: Redis has been emptied or set "
-                f"back; bring the Redis data back that belongs to {self._settings.snapshot_dir}"
+                "back; bring the Redis data back that belongs to the snapshots, or restore a backup"
             )
         epoch = self._fence(number)
         marked_s = self._clock_s()
@@ -122,8 +131,23 @@ class ShardKeeper:
         """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
         found = self._snapshots.newest(number)
         held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
+        self._require_reach(held)
         self._catch_up(held)
         return held
+
+    def _require_reach(self, held: _Held) -> None:
+        """Raise StoreError if the journal begins after what has been read: entries between them are missing."""
+        number = held.shard.number
+        first, (epoch, sequence) = self._journal.first_position(number), parse_position(held.position)
+        # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first,
+        # which may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
+        if first is None or first <= (epoch, sequence + 1) or first == (epoch + 1, 0):
+            return
+        raise StoreError(
+            f"the journal of shard {number} begins at {position_text(first)}, after its newest snapshot "
+            f"({held.position}): the snapshots lie elsewhere; start with --snapshots and the place where they were "
+            "written, or move them here"
+        )
 
     def _make_room(self, held: _Held) -> None:
         """Let the journal go that a snapshot can stand for: a full store takes no marker, but that it allows."""
@@ -255,34 +279,34 @@ class ShardKeeper:
         self._held[number].replay_s += self._clock_s() - start_s
 
     def snapshot_where_due(self) -> None:
-        """Write down one shard whose journal has become long; one at a time, so that nobody waits for all of them.
+        """Begin to write down one shard whose journal has become long; one at a time, and nobody waits for it.
 
         A snapshot that can't be written is tried again later: the journal stands for it meanwhile.
         """
-        for number, held in self._held.items():
-            is_long = held.journal_bytes > self._settings.journal_bytes_max
-            if is_long or held.replay_s > REPLAY_S_MAX:
-                try:
-                    self._snapshot(held)
-                except (OSError, StoreError):
-                    _LOG.exception("the snapshot of shard %d is put off", number)
-                    held.replay_s = 0.0
-                    held.journal_bytes = 0
+        self._finish_snapshot()
+        if self._writer.is_busy:
+            return
+        for held in self._held.values():
+            if held.journal_bytes > self._settings.journal_bytes_max or held.replay_s > REPLAY_S_MAX:
+                self._writer.begin(held.shard, held.position)
+                held.replay_s = 0.0
+                held.journal_bytes = 0
+                self._finish_snapshot()
                 return
 
-    def _snapshot(self, held: _Held) -> None:
-        """Write a shard down and drop the part of its journal that the snapshot before this one covers."""
-        number = held.shard.number
-        self._snapshots.write(held.shard, held.position)
-        held.replay_s = 0.0
-        held.journal_bytes = 0
-        older = self._snapshots.second_newest_position(number)
-        if older is not None:
-            self._journal.trim(number, through=older)
+    def _finish_snapshot(self) -> None:
+        """Drop the part of a journal that the snapshot before the one just written covers."""
+        try:
+            written = self._writer.take_result()
+            if written is not None and written[1] is not None:
+                self._journal.trim(written[0], through=written[1])
+        except (LocationError, StoreError):
+            _LOG.exception("a snapshot is put off")
 
     def close(self) -> None:
         """Write down every shard that has changed, so that the next start is quick, and let go of the journal."""
         held_shards, self._held = self._held, {}
+        self._writer.close()
         try:
             for held in held_shards.values():
                 if held.journal_bytes and not self._is_doubtful:

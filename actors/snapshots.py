@@ -1,67 +1,168 @@
-"""Snapshots of shards as files: written beside, renamed, and read back newest first; the last two are kept.
+"""Snapshots of shards in their place: whole or not there, and read back newest first; the last two are kept.
 
-A file is named for its shard and for the journal entry up to which it speaks. What stands in it is `twins.snapshot`'s.
+A file is named for its shard and for the journal entry up to which it speaks. What stands in it, with checksum and
+version of its format, is `twins.snapshot`'s; where it lies, `locations`'. A snapshot that cannot be written costs
+nothing but time: the journal is trimmed only behind one that is there, and so it stands for what was not written.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from actors.journal import parse_position
-from actors.settings import write_atomically
-from twins.errors import SnapshotError
+from actors.errors import LocationError
+from actors.journal import parse_position, position_text
+from actors.locations import Location
+from twins.errors import SnapshotError, SnapshotVersion
 from twins.shard import Shard
 from twins.snapshot import dump_shard, load_shard
 
+_LOG: Final = logging.getLogger(__name__)
 # The one before the newest stands by until the newest has proved readable by being followed by another.
 _KEPT_COUNT: Final = 2
+_NAME: Final = re.compile(r"shard-(\d+)\.(\d+-\d+)\.snapshot")
+# Says whose snapshots these are.
+_OWNER_FILE: Final = "platform.id"
 
 
 class SnapshotStore:
-    """The snapshots in one directory."""
+    """The snapshots in one place; methods raise LocationError (retryable) while it does not answer."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory = directory
+    def __init__(self, location: str) -> None:
+        self._location = Location.of(location)
 
-    def _files(self, shard: int) -> list[tuple[tuple[int, int], Path]]:
-        """Return the shard's snapshots by position, newest first."""
-        paths = self._directory.glob(f"shard-{shard}.*.snapshot")
-        return sorted(((parse_position(path.name.split(".")[1]), path) for path in paths), reverse=True)
+    def claim(self, owner: str) -> None:
+        """Make sure that snapshots can be written here, and that no other platform's are: LocationError otherwise.
+
+        `owner` tells platforms apart. To be called while no shard is open: what a killed platform left half written
+        is removed.
+        """
+        names = self._location.names()
+        if _OWNER_FILE not in names:
+            self._location.write(_OWNER_FILE, owner.encode())
+        elif self._location.read(_OWNER_FILE).decode(errors="replace") != owner:
+            problem = (
+                f"belongs to another platform, see {_OWNER_FILE} there; name a place of this platform's own, "
+                "or remove that file if the other one is gone and these are to be used"
+            )
+            raise LocationError(str(self._location), problem)
+        for name in names:
+            if name.startswith("."):
+                self._location.remove(name)
+
+    def _files(self, shard: int) -> list[tuple[tuple[int, int], str]]:
+        """Return position and name of the shard's snapshots, newest first."""
+        found = (_NAME.fullmatch(name) for name in self._location.names())
+        return sorted(
+            ((parse_position(name[2]), name[0]) for name in found if name and int(name[1]) == shard),
+            reverse=True,
+        )
 
     def newest(self, shard: int) -> tuple[Shard, str] | None:
         """Return the newest snapshot that can be read, with its journal position; None where there is none.
 
-        SnapshotError if there are some and none can be read: the journal before them is gone.
+        Damaged ones before it are removed, so that they never count as the one that stands by. LocationError if there
+        are some and none can be read, for the journal before them is gone; and if one was written by another version
+        of this program, which went on from there.
         """
-        files = self._files(shard)
-        for (epoch, sequence), path in files:
+        damaged: list[str] = []
+        for position, name in self._files(shard):
             try:
-                return load_shard(path.read_bytes()), f"{epoch}-{sequence}"
-            except SnapshotError:
-                if path == files[-1][1]:
-                    raise
+                found = load_shard(self._location.read(name))
+            except SnapshotVersion as error:
+                problem = f"{name}: {error}; start the version that wrote it"
+                raise LocationError(str(self._location), problem) from None
+            except SnapshotError as error:
+                _LOG.error("%s: %s is left out: %s", self._location, name, error)
+                damaged.append(name)
+                continue
+            for bad in damaged:
+                self._location.remove(bad)
+            return found, position_text(position)
+        if damaged:
+            problem = f"no snapshot of shard {shard} can be read ({', '.join(damaged)}); restore a backup"
+            raise LocationError(str(self._location), problem)
         return None
 
     def newest_position(self, shard: int) -> str | None:
         """Return the journal position of the newest snapshot, readable or not; None where there is none."""
         files = self._files(shard)
-        return "{}-{}".format(*files[0][0]) if files else None
+        return position_text(files[0][0]) if files else None
 
     def second_newest_position(self, shard: int) -> str | None:
         """Return the journal position of the snapshot before the newest; None where there is none."""
         files = self._files(shard)
-        if len(files) < 2:
-            return None
-        epoch, sequence = files[1][0]
-        return f"{epoch}-{sequence}"
+        return position_text(files[1][0]) if len(files) > 1 else None
 
     def write(self, shard: Shard, position: str, *, is_only: bool = False) -> None:
         """Write a snapshot that stands for the journal up to `position`; older ones than the last two go.
 
         With `is_only` all older ones go: the journal between them and this one is about to be dropped.
         """
-        write_atomically(self._directory / f"shard-{shard.number}.{position}.snapshot", dump_shard(shard))
-        for _, path in self._files(shard.number)[1 if is_only else _KEPT_COUNT :]:
-            path.unlink(missing_ok=True)
+        self.keep(shard.number, position, dump_shard(shard), kept_count=1 if is_only else _KEPT_COUNT)
+
+    def keep(self, shard: int, position: str, content: bytes, *, kept_count: int = _KEPT_COUNT) -> None:
+        """Write the bytes of a snapshot, and remove all but the last `kept_count`."""
+        self._location.write(f"shard-{shard}.{position}.snapshot", content)
+        for _, name in self._files(shard)[kept_count:]:
+            self._location.remove(name)
+
+
+class SnapshotWriter:
+    """Writes snapshots one at a time, at once."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
+        self._shard = 0
+        self._written: Future[str | None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a snapshot is being written, or has been and its result was not taken."""
+        return self._written is not None
+
+    def begin(self, shard: Shard, position: str) -> None:
+        """Write a shard down as it is now; only when not busy."""
+        self._shard = shard.number
+        self._written = Future()
+        try:
+            self._store.write(shard, position)
+            self._written.set_result(self._store.second_newest_position(shard.number))
+        except LocationError as error:
+            self._written.set_exception(error)
+
+    def take_result(self) -> tuple[int, str | None] | None:
+        """Return what was written: a shard, and the position through which its journal may be dropped, if any.
+
+        None while there is no result; LocationError if it could not be written.
+        """
+        if self._written is None or not self._written.done():
+            return None
+        written, self._written = self._written, None
+        return self._shard, written.result()
+
+    def close(self) -> None:
+        """Wait for what is being written; what becomes of it can still be asked for."""
+
+
+class BackgroundWriter(SnapshotWriter):
+    """Writes snapshots in a thread of its own: a place that is slow or away holds up no request."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        super().__init__(store)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+
+    def begin(self, shard: Shard, position: str) -> None:
+        """Begin to write a shard down as it is now; only when not busy."""
+        self._shard = shard.number
+        self._written = self._thread.submit(self._keep, shard.number, position, dump_shard(shard))
+
+    def _keep(self, shard: int, position: str, content: bytes) -> str | None:
+        self._store.keep(shard, position, content)
+        return self._store.second_newest_position(shard)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._thread.shutdown()

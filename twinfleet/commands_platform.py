@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from actors.errors import SettingsError
-from actors.settings import PlatformSettings
+from actors.settings import PlatformSettings, absolute_location
 from twinfleet import __version__
 from twinfleet.client import OperatorClient
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat
@@ -16,7 +16,11 @@ from twinfleet.printing import print_document, print_line, print_table
 from twinfleet.stopping import stop_platform
 
 # Options whose names are shorter than the settings'.
-_OPTION_OF: Final = {"--shard-count": "--shards", "--shard-actor-count": "--shard-actors"}
+_OPTION_OF: Final = {
+    "--shard-count": "--shards",
+    "--shard-actor-count": "--shard-actors",
+    "--snapshot-location": "--snapshots",
+}
 _PORT: Final = "(0: a free one)"
 
 
@@ -32,6 +36,12 @@ def up(
     shard_actors: Annotated[
         int | None, typer.Option(metavar="N", help="Number of processes that host shards.")
     ] = None,
+    snapshots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Where snapshots lie: a path, file:// or s3:// (default: DIR/snapshots)."
+        ),
+    ] = None,
     key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The key of secrets at rest (default: DIR/vault.key).")
     ] = None,
@@ -46,6 +56,7 @@ def up(
         "api_port": api_port,
         "shard_count": shards,
         "shard_actor_count": shard_actors,
+        "snapshot_location": None if snapshots is None else absolute_location(snapshots, Path()),
         "key_file": None if key_file is None else key_file.absolute(),
     }
     try:

@@ -10,7 +10,8 @@ TwinError
 │   ├── PayloadTooLarge     413
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
-├── SnapshotError           a snapshot is damaged or of another version
+├── SnapshotError           a snapshot is damaged
+│   └── SnapshotVersion     a snapshot is of a version that this program does not read
 └── InvariantError          our bug: crash, keep the snapshot
 """
 
@@ -106,4 +107,8 @@ class InvariantError(TwinError):
 
 
 class SnapshotError(TwinError):
-    """A snapshot is damaged or was written by a newer version; the text says which."""
+    """A snapshot is damaged, or does not fit what this program knows; the text says which."""
+
+
+class SnapshotVersion(SnapshotError):
+    """A snapshot is whole, and of a format that this program does not read: it is for another version of it."""

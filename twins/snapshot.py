@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from twins.behavior import SimulatedFleet
 from twins.defender import Report
-from twins.errors import ModelError, SnapshotError
+from twins.errors import ModelError, SnapshotError, SnapshotVersion
 from twins.messages import Connectivity, GroupOrder, Outcome
 from twins.model import model_named
 from twins.shadow import ShadowDocument, Stamp, Tree, encode_json
@@ -112,7 +112,7 @@ def dump_shard(shard: Shard) -> bytes:
 
 
 def load_shard(data: bytes) -> Shard:
-    """Return a shard in the state that `dump_shard` wrote; SnapshotError if it is damaged or not of this version."""
+    """Return a shard in the state that `dump_shard` wrote; SnapshotError if it is damaged or of another version."""
     head, streams = _open(data)
     shard = Shard(head.number, head.count)
     shard.model_of = dict(head.model_of)
@@ -151,7 +151,7 @@ def _open(data: bytes) -> tuple[_Head, Iterator[memoryview]]:
     version = int.from_bytes(body[:_VERSION_BYTES], "little")
     if version not in _FORMATS_READ:
         age = "a newer" if version > FORMAT_VERSION else "an older"
-        raise SnapshotError(
+        raise SnapshotVersion(
             f"the snapshot is of {age} version: its format is {version}, this one reads up to {FORMAT_VERSION}"
         )
     head_start = _VERSION_BYTES + _LENGTH_BYTES

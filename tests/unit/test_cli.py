@@ -129,6 +129,8 @@ def test_asking_for_help_is_no_mistake(capsys: pytest.CaptureFixture[str], comma
         "up --mqtt-port 70000",
         "up --mqtt-port 5 --api-port 5",
         "up --shards 0",
+        "up --snapshots ftp://host/x",
+        "up --snapshots ''",
         "up --shards 2 --shard-actors 3",
         "status --data-dir",
         "audit run --things 0",
@@ -153,6 +155,8 @@ def test_a_wrong_setting_is_named_by_the_option_that_was_typed(
 ) -> None:
     _, _, err = run_and_read(capsys, "up", "--data-dir", str(tmp_path / "x"), "--shards", "2000")
     assert "--shards" in err
+    _, _, err = run_and_read(capsys, "up", "--data-dir", str(tmp_path / "x"), "--snapshots", "gs://b/x")
+    assert err.startswith("twinfleet: command line: --snapshots: must be a path, or a URI")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ INSTANCES: tuple[Exception, ...] = (
     actors_errors.WorldError("it is away", retryable=True),
     actors_errors.BrokerError("it is away", retryable=True),
     actors_errors.StoreError("it is full", retryable=True, is_full=True),
+    actors_errors.LocationError("s3://bucket", "is away", retryable=True),
     actors_errors.ShardUnavailable(3, "it starts"),
     actors_errors.ShardFenced(3, 7),
     actors_errors.BridgeSuperseded("app.bridge/3"),
@@ -67,6 +68,7 @@ INSTANCES: tuple[Exception, ...] = (
     twins_errors.ModelError("no such field"),
     twins_errors.InvariantError("a bug"),
     twins_errors.SnapshotError("cut off"),
+    twins_errors.SnapshotVersion("of a newer version"),
 )
 
 

@@ -67,6 +67,18 @@ def test_a_key_file_is_looked_for_from_where_it_was_named(tmp_path: Path) -> Non
     assert PlatformSettings.load(tmp_path, {"key_file": given}).key_file == given
 
 
+def test_a_place_for_snapshots_is_a_path_from_where_it_was_named_or_a_uri(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    assert PlatformSettings.load(tmp_path, {}).snapshot_location is None
+    file.write_text("snapshot_location: down/there\n")
+    assert PlatformSettings.load(tmp_path, {}).snapshot_location == str(tmp_path / "down" / "there")
+    for text in ("/srv/snapshots", "file:///srv/snapshots", "s3://bucket/prefix?scheme=http"):
+        file.write_text(f"snapshot_location: {text}\n")
+        assert PlatformSettings.load(tmp_path, {}).snapshot_location == text
+        given = {"snapshot_location": text}
+        assert PlatformSettings.load(tmp_path / "other", given).snapshot_location == text
+
+
 def test_an_empty_settings_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("# nothing yet\n")
     assert PlatformSettings.load(tmp_path, {}) == PlatformSettings(data_dir=tmp_path)
@@ -89,6 +101,12 @@ def test_an_empty_settings_file_changes_nothing(tmp_path: Path) -> None:
         ("start_timeout_s: .nan", "start_timeout_s: must be a number, not nan"),
         ("key_file: 7", "key_file: must be the path of a file, not 7"),
         ("key_file: ''", "key_file: must be the path of a file, not ''"),
+        ("snapshot_location: 7", "snapshot_location: must be a path or a URI, not 7"),
+        ("snapshot_location: ''", "snapshot_location: must be a path or a URI, not ''"),
+        (
+            "snapshot_location: ftp://x/y",
+            "snapshot_location: must be a path, or a URI that begins with file://",
+        ),
         ("key_fiel: x", "key_fiel: unknown setting; did you mean key_file?"),
         ("api_port: 8883", "api_port: port 8883 is also mqtt_port"),
         ("shard_count: 2\nshard_actor_count: 3", "shard_actor_count: 3 actors for 2 shards"),
