@@ -90,6 +90,7 @@ def _fault_summary(results: Sequence[TrialResult]) -> dict[str, Any]:
         "trials": len(results),
         "blows": sum(result.blows for result in results),
         "accepted": sum(result.accepted for result in results),
+        # The longest time, once it was mended, in which some thing was not served over MQTT, or not over HTTP.
         "recovery_s_median": round(statistics.median(recoveries_s), 2) if recoveries_s else None,
         "recovery_s_max": round(max(recoveries_s), 2) if recoveries_s else None,
         "contradictions": sum(bool(result.contradiction) for result in results),
