@@ -41,7 +41,7 @@ class Size:
     is_full: bool
 
 
-SHORT: Final = Size(things=4, rate=60, blows=1, is_full=False)
+SHORT: Final = Size(things=6, rate=60, blows=1, is_full=False)
 FULL: Final = Size(things=8, rate=120, blows=3, is_full=True)
 
 

@@ -27,6 +27,7 @@ class TrialResult(msgspec.Struct, frozen=True):
     blows: int
     kills: int
     recoveries_s: list[float]
+    took_s: float
     operations: int = 0
     accepted: int = 0
     unknown: int = 0
@@ -55,6 +56,7 @@ class Trial:
 
     def run(self) -> TrialResult:
         """Return what comes of it."""
+        begun_s = time.monotonic()
         found: dict[str, Any] = {}
         try:
             for _ in range(self._size.blows):
@@ -72,6 +74,7 @@ class Trial:
             blows=len(self._recoveries_s),
             kills=self._kill_count,
             recoveries_s=self._recoveries_s,
+            took_s=round(time.monotonic() - begun_s, 1),
             operations=found.get("operations", 0),
             accepted=found.get("accepted", 0),
             unknown=found.get("unknown", 0),
