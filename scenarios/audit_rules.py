@@ -169,7 +169,10 @@ class Evidence:
 
     def redeliveries(self, until_s: float, *, since_s: float = float("-inf")) -> int:
         """Return how many faults in a time may have made requests come again."""
-        return sum(fault.redelivers and since_s <= fault.at_s <= until_s for fault in self.faults)
+        return sum(
+            fault.redelivers and fault.at_s <= until_s and since_s <= max(fault.at_s, fault.until_s)
+            for fault in self.faults
+        )
 
 
 def accepted_updates_are_there(evidence: Evidence) -> Contradiction | None:

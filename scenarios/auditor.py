@@ -139,30 +139,27 @@ class _Stage:
                 AuditedDevice(self._recorder, link, draws=random.Random(f"{self._settings.seed}/{number}"))
                 for number, link in enumerate(links)
             ]
-            async with asyncio.TaskGroup() as lives:
-                for device in devices:
-                    lives.create_task(device.live(ended))
-                try:
-                    await _until_connected(devices)
-                    yield devices
-                finally:
-                    ended.set()
+            lives = [asyncio.create_task(device.live(ended)) for device in devices]
+            try:
+                await _until_connected(devices)
+                yield devices
+            finally:
+                ended.set()
+                await asyncio.gather(*lives)
         if not self._settings.keeps_things:
-            for name in names:
+            await self._delete(names)
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            # What is left of an audit is in nobody's way.
+            with contextlib.suppress(httpx.HTTPError):
                 await self._api.delete(f"/v1/things/{name}")
 
     async def _register(self, names: Sequence[str], directory: Path) -> list[LinkSettings]:
         pairs = {name: generate_key_and_csr(name) for name in names}
         things = [{"name": name, "csr": pair.csr_pem, "model": "thermostat"} for name, pair in pairs.items()]
-        try:
-            answer = await self._api.post("/v1/things/batch", json={"things": things})
-        except httpx.HTTPError as error:
-            raise WorldError(f"devices cannot be registered: {error!r}") from None
-        results: list[dict[str, Any]] = answer.json().get("results", []) if answer.is_success else []
-        if any("certificate_pem" not in result for result in results) or len(results) != len(names):
-            raise WorldError(f"devices cannot be registered: {answer.status_code} {answer.text[:500]}")
         links = []
-        for number, result in enumerate(results):
+        for number, result in enumerate(await self._created(things)):
             name = result["thing_name"]
             certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
             write_atomically(certificate, result["certificate_pem"].encode())
@@ -180,6 +177,22 @@ class _Stage:
                 )
             )
         return links
+
+    async def _created(self, things: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+        """Return what the platform says of new things, each with its certificate; it may take some attempts."""
+        deadline_s = monotonic() + _CONNECT_TIMEOUT_S
+        while True:
+            try:
+                answer = await self._api.post("/v1/things/batch", json={"things": things})
+                problem = f"{answer.status_code} {answer.text[:500]}"
+                results: list[dict[str, Any]] = answer.json()["results"] if answer.is_success else []
+            except httpx.HTTPError as error:
+                problem, results = repr(error), []
+            if len(results) == len(things) and all("certificate_pem" in result for result in results):
+                return results
+            if monotonic() > deadline_s:
+                raise WorldError(f"devices cannot be registered: {problem}")
+            await asyncio.sleep(_LOOK_S)
 
 
 async def _until_connected(devices: Sequence[AuditedDevice]) -> None:

@@ -83,13 +83,15 @@ class Fault(msgspec.Struct, frozen=True, tag="fault", tag_field="event", gc=Fals
     """Something was broken on purpose, or mended.
 
     `redelivers`: after it, requests that were carried out may be delivered again and carried out again (a bridge or a
-    broker died, or a connection that carried acknowledgements broke).
+    broker died, or a connection that carried acknowledgements broke). Where the moment at which that happened is not
+    known, it was from `at_s` to `until_s`.
     """
 
     at_s: float
     part: str
     action: str
     redelivers: bool = False
+    until_s: float = 0.0
 
 
 class Settled(msgspec.Struct, frozen=True, tag="settled", tag_field="event", gc=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import itertools
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from typing import Any, Final
 
 import msgspec
 
+from actors.settings import DataDirectory
 from tests.chaos.auditing import FULL, SHORT, Size
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import stage_in
 from tests.chaos.trial import Trial, TrialResult, line_of
 
 RESULT: Final = Path(__file__).with_name("RESULT.json")
+# The histories of the last run, and the platform's logs beside those of trials that failed.
+HISTORIES: Final = Path(".twinfleet/chaos")
 
 
 def main() -> None:
@@ -35,10 +39,10 @@ def main() -> None:
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     results = []
     size = SHORT if options.short else FULL
-    with tempfile.TemporaryDirectory(prefix="twinfleet-chaos-") as directory:
-        for result in run_all(faults, seeds, size, Path(directory)):
-            results.append(result)
-            print(line_of(result, size), flush=True)
+    shutil.rmtree(HISTORIES, ignore_errors=True)
+    for result in run_all(faults, seeds, size):
+        results.append(result)
+        print(line_of(result, size), flush=True)
     failed = [result for result in results if not result.holds]
     if options.fault is None and options.seed is None and not options.short:
         RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(summary(results, size)), indent=2) + b"\n")
@@ -47,17 +51,21 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
-def run_all(
-    faults: Sequence[str], seeds: Sequence[int], size: Size, directory: Path
-) -> Iterator[TrialResult]:
+def run_all(faults: Sequence[str], seeds: Sequence[int], size: Size) -> Iterator[TrialResult]:
     """Give the result of each trial, one after the other on one platform."""
-    with stage_in(directory) as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="twinfleet-chaos-") as directory,
+        stage_in(Path(directory)) as stage,
+    ):
         for seed, name in itertools.product(seeds, faults):
             if name == "disk full" and not stage.has_small_disk:
                 print("disk full: left out, because no small file system may be mounted here")
                 continue
-            place = directory / f"{name}-{seed}".replace(" ", "-")
-            yield Trial(stage, FAULTS[name], seed, size=size, directory=place).run()
+            place = HISTORIES / f"{name}-{seed}".replace(" ", "-")
+            result = Trial(stage, FAULTS[name], seed, size=size, directory=place).run()
+            if not result.holds:
+                shutil.copytree(DataDirectory(stage.data_dir).logs, place / "logs")
+            yield result
 
 
 def summary(results: Sequence[TrialResult], size: Size) -> dict[str, Any]:
@@ -90,6 +98,7 @@ def _fault_summary(results: Sequence[TrialResult]) -> dict[str, Any]:
         "trials": len(results),
         "blows": sum(result.blows for result in results),
         "accepted": sum(result.accepted for result in results),
+        # The longest time, once it was mended, in which some thing was not served over MQTT, or not over HTTP.
         "recovery_s_median": round(statistics.median(recoveries_s), 2) if recoveries_s else None,
         "recovery_s_max": round(max(recoveries_s), 2) if recoveries_s else None,
         "contradictions": sum(bool(result.contradiction) for result in results),

@@ -48,9 +48,10 @@ class Fault(ABC):
     def strike(self, stage: Stage, draws: random.Random) -> None:
         """Let it happen."""
 
-    def last(self, stage: Stage, duration_s: float) -> None:
-        """Return when it has lasted so long: the one place where time alone passes."""
+    def last(self, stage: Stage, duration_s: float) -> int:
+        """Let it last so long, and return how often it has struck again: the one place where time alone passes."""
         time.sleep(duration_s)
+        return 0
 
     @abstractmethod
     def mend(self, stage: Stage) -> None:
@@ -108,18 +109,22 @@ class Down(Fault):
     def strike(self, stage: Stage, draws: random.Random) -> None:
         self._kill_all(stage)
 
-    def last(self, stage: Stage, duration_s: float) -> None:
+    def last(self, stage: Stage, duration_s: float) -> int:
         until_s = time.monotonic() + duration_s
+        count = 0
         while time.monotonic() < until_s:
-            self._kill_all(stage)
+            count += self._kill_all(stage)
             time.sleep(_KILL_AGAIN_EVERY_S)
+        return count
 
     def mend(self, stage: Stage) -> None:
         """Leave it alone: the next start succeeds."""
 
-    def _kill_all(self, stage: Stage) -> None:
-        for process in stage.processes(self.part):
+    def _kill_all(self, stage: Stage) -> int:
+        running = stage.processes(self.part)
+        for process in running:
             send(process, signal.SIGKILL)
+        return len(running)
 
 
 @dataclass
@@ -164,7 +169,7 @@ class SlowDisk(Fault):
     def strike(self, stage: Stage, draws: random.Random) -> None:
         """Leave it to `last`."""
 
-    def last(self, stage: Stage, duration_s: float) -> None:
+    def last(self, stage: Stage, duration_s: float) -> int:
         (store,) = stage.processes("store")
         until_s = time.monotonic() + duration_s
         while time.monotonic() < until_s:
@@ -172,6 +177,7 @@ class SlowDisk(Fault):
             time.sleep(_SLOW_WRITE_S)
             send(store, signal.SIGCONT)
             time.sleep(_FAST_S)
+        return 0
 
     def mend(self, stage: Stage) -> None:
         """Leave it alone: the store goes on."""
@@ -204,7 +210,7 @@ _ALL: Final = (
     Kill("supervisor", redelivers=True, ends_platform=True),
     Kill("gcs"),
     Kill("raylet", redelivers=True),
-    Pause("shard actor", lasts_s=(8.0, 20.0)),
+    Pause("shard actor", lasts_s=(12.0, 25.0)),
     Pause("bridge", lasts_s=(3.0, 25.0), redelivers=True),
     Pause("store", lasts_s=(3.0, 15.0)),
     Pause("broker", lasts_s=(3.0, 25.0), redelivers=True),

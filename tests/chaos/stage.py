@@ -43,6 +43,7 @@ class Stage:
         ports = {option: str(free_port()) for option in ("--mqtt-port", "--device-port", "--api-port")}
         self._arguments = (*(word for pair in ports.items() for word in pair), *arguments)
         self._environment = {"PYTHONPATH": str(SEAMS), "TWINFLEET_SEAMS": str(self.seams)}
+        self._whole: dict[str, int] = {}
         self.platform = self._start()
 
     def _start(self) -> RunningPlatform:
@@ -52,6 +53,7 @@ class Stage:
         """Return when the platform says that it serves."""
         self.platform.wait_until_ready()
         until(self.is_ready, f"readyz is green; {self.platform.output()}", timeout_s=START_TIMEOUT_S)
+        self._whole = self._count()
 
     def is_ready(self) -> bool:
         """Tell whether the platform says that it serves."""
@@ -94,9 +96,12 @@ class Stage:
         return [each for each in self.platform.processes() if _begins(each, PARTS[part])]
 
     def is_whole(self) -> bool:
-        """Tell whether every part runs."""
+        """Tell whether as many processes of every part run as when the platform was started."""
+        return self._count() == self._whole
+
+    def _count(self) -> dict[str, int]:
         running = self.platform.processes()
-        return all(any(_begins(each, name) for each in running) for name in PARTS.values())
+        return {part: sum(_begins(each, name) for each in running) for part, name in PARTS.items()}
 
     def one_of(self, part: str, draws: random.Random) -> psutil.Process:
         """Return one process of a part; there must be one."""

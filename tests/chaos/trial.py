@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import shlex
+import time
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from scenarios.history import Fault as FaultEvent
 from tests.chaos.auditing import Auditor, Size, TrialFailed
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.stage import Stage
@@ -25,6 +27,7 @@ class TrialResult(msgspec.Struct, frozen=True):
     blows: int
     kills: int
     recoveries_s: list[float]
+    took_s: float
     operations: int = 0
     accepted: int = 0
     unknown: int = 0
@@ -49,9 +52,11 @@ class Trial:
         self._auditor = Auditor(stage, directory, seed=seed, size=size)
         self._recoveries_s: list[float] = []
         self._failures: list[str] = []
+        self._kill_count = 0
 
     def run(self) -> TrialResult:
         """Return what comes of it."""
+        begun_s = time.monotonic()
         found: dict[str, Any] = {}
         try:
             for _ in range(self._size.blows):
@@ -67,8 +72,9 @@ class Trial:
             self._fault.name,
             self._seed,
             blows=len(self._recoveries_s),
-            kills=self._fault.is_kill * len(self._recoveries_s),
+            kills=self._kill_count,
             recoveries_s=self._recoveries_s,
+            took_s=round(time.monotonic() - begun_s, 1),
             operations=found.get("operations", 0),
             accepted=found.get("accepted", 0),
             unknown=found.get("unknown", 0),
@@ -77,32 +83,42 @@ class Trial:
         )
 
     def _strike(self) -> float:
-        """Break something and mend it; return how long it took from then until every thing was served again."""
-        auditor, fault = self._auditor, self._fault
-        # Noted before: what comes of it cannot be seen earlier.
-        auditor.note(fault, fault.name, redelivers=fault.redelivers)
-        fault.strike(self._stage, self._draws)
+        """Break something and mend it; return how long a thing was not served, at most, from then on."""
+        auditor, fault, stage = self._auditor, self._fault, self._stage
+        struck_s = time.monotonic()
+        fault.strike(stage, self._draws)
+        self._kill_count += fault.is_kill
         try:
-            fault.last(self._stage, fault.lasts_s[self._size.is_full])
+            again_count = fault.last(stage, fault.lasts_s[self._size.is_full])
+            self._kill_count += again_count
         finally:
-            mended_s = auditor.note(fault, "mended")
-            fault.mend(self._stage)
+            mended_s = time.monotonic()
+            fault.mend(stage)
+        try:
+            auditor.wait_until(
+                lambda: self._is_back(mended_s),
+                "every part is back, and every thing is served again",
+                timeout_s=RECOVERY_TIMEOUT_S,
+            )
+        finally:
+            back_s = time.monotonic()
+            event = FaultEvent(struck_s, fault.part, fault.name, fault.redelivers, until_s=back_s)
+            for _ in range(1 + again_count):
+                auditor.note(event)
+            auditor.note(FaultEvent(mended_s, fault.part, "mended"))
+        return auditor.longest_silence_s(mended_s)
 
-        def is_back() -> bool:
-            self._start_again_if_ended()
-            return auditor.is_served(mended_s) and self._stage.is_whole() and self._stage.is_ready()
-
-        auditor.wait_until(
-            is_back, "every thing is served again, by every part", timeout_s=RECOVERY_TIMEOUT_S
-        )
-        return auditor.served_after_s(mended_s)
+    def _is_back(self, mended_s: float) -> bool:
+        self._start_again_if_ended()
+        is_served = self._auditor.is_served(mended_s)
+        return is_served and self._stage.is_whole() and self._stage.is_ready()
 
     def _start_again_if_ended(self) -> None:
         """Start a platform again that should not have ended: what it had accepted must be there all the same."""
         if self._stage.has_ended:
             last_words = self._stage.platform.output().strip()[-500:]
             self._failures.append(f"`twinfleet up` ended: {last_words}")
-            self._auditor.note(self._fault, "started again", redelivers=True)
+            self._auditor.note(FaultEvent(time.monotonic(), "platform", "started again", redelivers=True))
             self._stage.start_again()
 
 
@@ -115,9 +131,7 @@ def command_of(fault: Fault, seed: int, size: Size) -> str:
 def line_of(result: TrialResult, size: Size) -> str:
     """Return what came of a trial, and what repeats it if it failed."""
     recoveries = ", ".join(f"{each:.1f}" for each in result.recoveries_s)
-    text = (
-        f"{result.fault}, seed {result.seed}: {result.accepted} accepted, served again after {recoveries} s"
-    )
+    text = f"{result.fault}, seed {result.seed}: {result.accepted} accepted, not served for {recoveries} s"
     if result.holds:
         return text
     repeat = command_of(FAULTS[result.fault], result.seed, size)
