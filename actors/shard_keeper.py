@@ -23,8 +23,11 @@ from twins.messages import Outcome, Publish
 from twins.shard import Shard
 
 _LOG: Final = logging.getLogger(__name__)
-# A snapshot is due when going through the journal again would take so long; it takes as long as it took at first.
-REPLAY_S_MAX: Final = 2.0
+# A snapshot is due when going through the journals of all shards again, which a restart does, would take so long; it
+# takes as long as it took at first.
+REPLAY_S_MAX: Final = 1.0
+# Share of the time that snapshots may take for that: a busy shard with many twins is rather read back a little longer.
+_SNAPSHOT_SHARE_MAX: Final = 0.05
 _START: Final = "0-0"
 
 
@@ -41,16 +44,17 @@ class ShardKeeper:
         self._kept: dict[int, str] = {}
         self._replay_s: dict[int, float] = {}
         self._journal_bytes: dict[int, int] = {}
+        # When the next snapshot may be written to keep the way back short.
+        self._rested_at_s = 0.0
         self._is_doubtful = False
 
     def open(self) -> None:
         """Take over the shards: fence their former keeper, then read their past."""
         self._journal.require_shard_count(self._settings.shard_count)
         for number in self._settings.shards:
-            start_s = time.monotonic()
-            self.shards[number] = self._open_shard(number)
-            self._replay_s[number] = time.monotonic() - start_s
+            self._replay_s[number] = 0.0
             self._journal_bytes[number] = 0
+            self.shards[number] = self._open_shard(number)
         # What has been read back stays; the garbage collector need not go through it again and again.
         gc.freeze()
 
@@ -64,7 +68,9 @@ class ShardKeeper:
             )
         self._kept[number] = position
         self._fence(shard)
+        start_s = time.monotonic()
         self._catch_up(shard)
+        self._replay_s[number] = time.monotonic() - start_s
         return shard
 
     def _fence(self, shard: Shard) -> None:
@@ -83,11 +89,12 @@ class ShardKeeper:
     def _catch_up(self, shard: Shard) -> list[Publish]:
         """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend."""
         publishes: list[Publish] = []
-        for entry_id, record in self._journal.read(shard.number, after=self._kept[shard.number]):
+        for entry_id, record, size in self._journal.read(shard.number, after=self._kept[shard.number]):
             outcome = _apply_again(shard, record)
             if isinstance(record, Applied) and not record.batch.source:
                 publishes.extend(outcome.publishes)
             self._kept[shard.number] = entry_id
+            self._journal_bytes[shard.number] += size
         return publishes
 
     def shard(self, number: int) -> Shard:
@@ -136,20 +143,31 @@ class ShardKeeper:
         self._replay_s[number] += time.monotonic() - start_s
 
     def snapshot_where_due(self) -> None:
-        """Write down one shard whose journal has become long; one at a time, so that nobody waits for all of them.
+        """Write down one shard where the journal has become long; one at a time, so that nobody waits for all of them.
 
         A snapshot that can't be written is tried again later: the journal stands for it meanwhile.
         """
-        for number in self.shards:
-            is_long = self._journal_bytes[number] > self._settings.journal_bytes_max
-            if is_long or self._replay_s[number] > REPLAY_S_MAX:
-                try:
-                    self._snapshot(number)
-                except (OSError, StoreError):
-                    _LOG.exception("the snapshot of shard %d is put off", number)
-                    self._replay_s[number] = 0.0
-                    self._journal_bytes[number] = 0
-                return
+        number = self._due()
+        if number is None:
+            return
+        start_s = time.monotonic()
+        try:
+            self._snapshot(number)
+        except (OSError, StoreError):
+            _LOG.exception("the snapshot of shard %d is put off", number)
+            self._replay_s[number] = 0.0
+            self._journal_bytes[number] = 0
+        end_s = time.monotonic()
+        self._rested_at_s = end_s + (end_s - start_s) / _SNAPSHOT_SHARE_MAX
+
+    def _due(self) -> int | None:
+        """Return the shard to write down now: one whose journal fills the store, or the one that takes longest."""
+        for number, length in self._journal_bytes.items():
+            if length > self._settings.journal_bytes_max:
+                return number
+        if sum(self._replay_s.values()) <= REPLAY_S_MAX or time.monotonic() < self._rested_at_s:
+            return None
+        return max(self._replay_s, key=self._replay_s.__getitem__)
 
     def _snapshot(self, number: int) -> None:
         """Write a shard down and drop the part of its journal that the snapshot before this one covers."""
