@@ -161,8 +161,8 @@ class Journal:
             raise self._refusal(shard, error) from error
         return parse_position(found[0][0].decode()) if found else None
 
-    def read(self, shard: int, *, after: str = "0-0") -> Iterator[tuple[str, Record]]:
-        """Yield the entries of a shard's journal after an id, oldest first, each with its id."""
+    def read(self, shard: int, *, after: str = "0-0") -> Iterator[tuple[str, Record, int]]:
+        """Yield the entries of a shard's journal after an id, oldest first, each with its id and its size in bytes."""
         start = f"({after}"
         while True:
             try:
@@ -171,7 +171,7 @@ class Journal:
                 raise self._refusal(shard, error) from error
             for entry_id, fields in page:
                 if fields[_FIELD]:
-                    yield entry_id.decode(), _decode(fields[_FIELD])
+                    yield entry_id.decode(), _decode(fields[_FIELD]), len(fields[_FIELD])
             if len(page) < _PAGE_LENGTH:
                 return
             start = f"({page[-1][0].decode()}"

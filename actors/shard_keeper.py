@@ -44,8 +44,11 @@ _LOG: Final = logging.getLogger(__name__)
 LEASE_S: Final = 2.0
 # While Redis does not answer, callers would queue up behind each other's waiting; most are refused at once.
 _PAUSE_S: Final = 0.25
-# A snapshot is due when going through the journal again would take so long; it takes as long as it took at first.
-REPLAY_S_MAX: Final = 2.0
+# A snapshot is due when going through the journals of all shards again, which a restart does, would take so long; it
+# takes as long as it took at first.
+REPLAY_S_MAX: Final = 1.0
+# Share of the time that snapshots may take for that: a busy shard with many twins is rather read back a little longer.
+_SNAPSHOT_SHARE_MAX: Final = 0.05
 _START: Final = "0-0"
 
 
@@ -89,6 +92,8 @@ class ShardKeeper:
         self._held: dict[int, _Held] = {}
         self._confirmed_s = float("-inf")
         self._asks_from_s = float("-inf")
+        # When the next snapshot may be written to keep the way back short.
+        self._rested_at_s = float("-inf")
         self._is_doubtful = False
         self._late: list[Publish] = []
 
@@ -102,7 +107,6 @@ class ShardKeeper:
         gc.freeze()
 
     def _open_shard(self, number: int) -> _Held:
-        start_s = self._clock_s()
         written = self._snapshots.newest_position(number)
         if written is not None and self._journal.last_position(number) < parse_position(written):
             raise StoreError(
@@ -112,7 +116,6 @@ class ShardKeeper:
         epoch = self._fence(number)
         marked_s = self._clock_s()
         held = self._read(number)
-        held.replay_s = self._clock_s() - start_s
         is_alone = epoch == 1 or self._settings.is_predecessor_gone
         held.serves_from_s = marked_s if is_alone else marked_s + LEASE_S
         return held
@@ -158,11 +161,14 @@ class ShardKeeper:
     def _catch_up(self, held: _Held) -> list[Publish]:
         """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend."""
         publishes: list[Publish] = []
-        for entry_id, record in self._journal.read(held.shard.number, after=held.position):
+        start_s = self._clock_s()
+        for entry_id, record, size in self._journal.read(held.shard.number, after=held.position):
             outcome = apply_again(held.shard, record)
             if isinstance(record, Applied) and not record.batch.source:
                 publishes.extend(outcome.publishes)
             held.position = entry_id
+            held.journal_bytes += size
+        held.replay_s += self._clock_s() - start_s
         return publishes
 
     def held(self) -> Mapping[int, Shard]:
@@ -279,20 +285,31 @@ class ShardKeeper:
         self._held[number].replay_s += self._clock_s() - start_s
 
     def snapshot_where_due(self) -> None:
-        """Begin to write down one shard whose journal has become long; one at a time, and nobody waits for it.
+        """Begin to write down one shard where the journal has become long; one at a time, and nobody waits for it.
 
         A snapshot that can't be written is tried again later: the journal stands for it meanwhile.
         """
         self._finish_snapshot()
-        if self._writer.is_busy:
+        held = None if self._writer.is_busy else self._due()
+        if held is None:
             return
+        start_s = self._clock_s()
+        self._writer.begin(held.shard, held.position)
+        end_s = self._clock_s()
+        self._rested_at_s = end_s + (end_s - start_s) / _SNAPSHOT_SHARE_MAX
+        held.replay_s = 0.0
+        held.journal_bytes = 0
+        self._finish_snapshot()
+
+    def _due(self) -> _Held | None:
+        """Return the shard to write down now: one whose journal fills the store, or the one that takes longest."""
         for held in self._held.values():
-            if held.journal_bytes > self._settings.journal_bytes_max or held.replay_s > REPLAY_S_MAX:
-                self._writer.begin(held.shard, held.position)
-                held.replay_s = 0.0
-                held.journal_bytes = 0
-                self._finish_snapshot()
-                return
+            if held.journal_bytes > self._settings.journal_bytes_max:
+                return held
+        total_s = sum(held.replay_s for held in self._held.values())
+        if total_s <= REPLAY_S_MAX or self._clock_s() < self._rested_at_s:
+            return None
+        return max(self._held.values(), key=lambda held: held.replay_s)
 
     def _finish_snapshot(self) -> None:
         """Drop the part of a journal that the snapshot before the one just written covers."""

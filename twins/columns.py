@@ -163,8 +163,9 @@ def _choice_column(table: TwinTable, section: str, field: Field, column: QueryCo
 
 def _attributes(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     if isinstance(source, NamedRows):
-        for name in sorted({name for attributes in source.attributes for name in attributes}):
-            texts = [attributes.get(name) for attributes in source.attributes]
+        of_rows = [source.attributes.get(row, {}) for row in range(source.count)]
+        for name in sorted({name for attributes in of_rows for name in attributes}):
+            texts = [attributes.get(name) for attributes in of_rows]
             yield column_of_attribute(name), partial(QueryColumn, texts)
         return
     for attribute in source.group.attributes:

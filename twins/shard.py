@@ -32,6 +32,7 @@ from twins.messages import (
     TickSummary,
 )
 from twins.model import MODELS, UNTYPED, Group, model_named
+from twins.packed import PackedMapping, pack_shadows, unpack_shadows
 from twins.shadow import (
     Announcement,
     ShadowDocument,
@@ -74,8 +75,12 @@ class Shard:
         self.fleets: dict[str, SimulatedFleet] = {}
         self.tables: dict[str, NamedRows] = {}
         self.model_of: dict[str, str] = {}
-        self.named_shadows: dict[str, dict[str, ShadowDocument]] = {}
-        self.telemetry: dict[str, ThingTelemetry] = {}
+        self.named_shadows: PackedMapping[str, dict[str, ShadowDocument]] = PackedMapping(
+            pack_shadows, unpack_shadows
+        )
+        self.telemetry: PackedMapping[str, ThingTelemetry] = PackedMapping(
+            ThingTelemetry.pack, ThingTelemetry.unpack
+        )
         # Of registered things: whether they are connected, and what they last reported of themselves.
         self.connectivity: dict[str, Connectivity] = {}
         self.reports: dict[str, Report] = {}
@@ -312,7 +317,7 @@ class Shard:
             document |= describe_simulated(*found)
         else:
             table = self._table(thing_name)
-            attributes = table.attributes[table.row_of[thing_name]]
+            attributes = table.attributes.get(table.row_of[thing_name], {})
             document |= {"origin": "real", "model": model, "attributes": attributes}
             document["connectivity"] = describe_connectivity(self.connectivity.get(thing_name))
         document["shadow"] = describe_shadow(self._document(thing_name, ""), now_s)
@@ -370,7 +375,8 @@ class Shard:
 
     def write_rows(self) -> None:
         """Bring the columns of real things up to date, in place: whoever reads columns calls this first."""
-        for thing_name in list(self._unwritten):
+        # In an order of their own: a set's differs from process to process, and with it a snapshot's bytes.
+        for thing_name in sorted(self._unwritten):
             self._write_row(thing_name)
 
     def _adopt(self, request: Request, document: ShadowDocument) -> None:

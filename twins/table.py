@@ -7,14 +7,16 @@ reference that both are held to. Which row is whose is the business of `NamedRow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from twins.model import DeviceModel, Field
-from twins.shadow import SECTIONS, ShadowDocument, Stamp, Tree
+from twins.packed import PackedMapping, fill_trees, pack_attributes, trees_of, unpack_attributes
+from twins.shadow import SECTIONS, ShadowDocument, Stamp, Tree, encode_json
 from twins.sharding import BLOCK_SIZE, NamePattern
 
 Column = NDArray[Any]
@@ -45,6 +47,17 @@ class Overflow:
 
     def __bool__(self) -> bool:
         return bool(self.desired or self.reported)
+
+    def pack(self) -> bytes:
+        """Return all of it as bytes."""
+        return encode_json(trees_of(self))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Overflow:
+        """Return what `pack` packed."""
+        kept = cls()
+        fill_trees(kept, msgspec.json.decode(packed))
+        return kept
 
 
 class _Codec:
@@ -96,7 +109,7 @@ class TwinTable:
     def __init__(self, model: DeviceModel, capacity: int) -> None:
         self.model = model
         self.count = 0
-        self.overflow: dict[int, Overflow] = {}
+        self.overflow: PackedMapping[int, Overflow] = PackedMapping(Overflow.pack, Overflow.unpack)
         self._codecs = [_Codec(field) for field in model.fields]
         self.columns: dict[str, Column] = {}
         for name, dtype in self._layout():
@@ -260,12 +273,14 @@ class TwinTable:
 
 
 class NamedRows(TwinTable):
-    """Twins under names of their own, one row each in no particular order."""
+    """Twins under names of their own, one row each in no particular order; `attributes` by row."""
 
     def __init__(self, model: DeviceModel) -> None:
         super().__init__(model, _FIRST_CAPACITY)
         self.names: list[str] = []
-        self.attributes: list[dict[str, str]] = []
+        self.attributes: PackedMapping[int, dict[str, str]] = PackedMapping(
+            pack_attributes, unpack_attributes
+        )
         self.row_of: dict[str, int] = {}
 
     def add(self, thing_name: str) -> int:
@@ -276,26 +291,29 @@ class NamedRows(TwinTable):
                 self.grow(2 * self.capacity)
             row = self.row_of[thing_name] = self.count
             self.names.append(thing_name)
-            self.attributes.append({})
             self.count += 1
         return row
 
     def remove(self, thing_name: str) -> None:
         """Remove a twin, in place; the last row takes its place."""
         row, last = self.row_of.pop(thing_name), self.count - 1
-        self.overflow.pop(row, None)
-        if row != last:
-            for column in self.columns.values():
-                column[row] = column[last]
-            self.names[row], self.attributes[row] = self.names[last], self.attributes[last]
-            self.row_of[self.names[row]] = row
-            if last in self.overflow:
-                self.overflow[row] = self.overflow.pop(last)
+        _move(self.overflow, last, row)
+        _move(self.attributes, last, row)
         for column in self.columns.values():
+            column[row] = column[last]
             column[last] = 0
-        self.names.pop()
-        self.attributes.pop()
+        last_name = self.names.pop()
+        if row != last:
+            self.names[row] = last_name
+            self.row_of[last_name] = row
         self.count = last
+
+
+def _move(of_rows: MutableMapping[int, Any], source: int, target: int) -> None:
+    """Put what is kept of one row in the place of another's, in place; it may be the same row, which is gone then."""
+    of_rows.pop(target, None)
+    if source in of_rows:
+        of_rows[target] = of_rows.pop(source)
 
 
 class PatternRows(TwinTable):

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from twins.errors import InvalidRequest
+from twins.shadow import encode_json
 
 WINDOW_S: Final = 300
 # Half the window: the same two buckets that simulated twins keep in their columns.
@@ -115,18 +118,20 @@ class ThingTelemetry:
             streams.setdefault(stream, {})[name] = window.describe(now_s)
         return streams
 
-    def to_state(self) -> list[list[Any]]:
-        """Return everything remembered as plain lists, for a snapshot."""
-        return [
-            [stream, name, window.value, window.timestamp, window.buckets]
-            for (stream, name), window in self._fields.items()
-        ]
+    def pack(self) -> bytes:
+        """Return everything remembered as bytes."""
+        return encode_json(
+            [
+                [stream, name, window.value, window.timestamp, window.buckets]
+                for (stream, name), window in self._fields.items()
+            ]
+        )
 
     @classmethod
-    def from_state(cls, state: list[list[Any]]) -> ThingTelemetry:
-        """Return the telemetry that `to_state` described."""
+    def unpack(cls, packed: bytes) -> ThingTelemetry:
+        """Return what `pack` packed."""
         telemetry = cls()
-        for stream, name, value, timestamp, buckets in state:
+        for stream, name, value, timestamp, buckets in msgspec.json.decode(packed):
             window = telemetry._fields[stream, name] = _FieldWindow()
             window.value, window.timestamp, window.buckets = value, timestamp, buckets
         return telemetry

@@ -20,11 +20,9 @@ from pathlib import Path
 import psutil
 
 from actors.broker import MosquittoBroker
-from actors.pki import generate_key_and_csr
 from actors.settings import PlatformSettings
-from tests.bench.ingest import platform
 from tests.bench.result import BenchResult
-from twinfleet.client import OperatorClient
+from tests.bench.running import DEADLINE_S, create_devices, platform
 
 RATE = 1_000
 # Each sends 20 updates a second, far from the ten that a thing may have in flight.
@@ -34,7 +32,6 @@ WARM_UP_S = 4
 DURATION_S = 20
 P50_MS_MAX = 10.0
 P99_MS_MAX = 50.0
-DEADLINE_S = 120.0
 # Upper ends of the classes of the histogram, in ms.
 CLASSES_MS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000, float("inf"))
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0))
@@ -86,21 +83,6 @@ def run_devices(broker_port: int, ca: str, certificates: Sequence[Path]) -> Dist
         report["refused"],
         psutil.cpu_percent() / 100,
     )
-
-
-def create_devices(data_dir: Path, directory: Path) -> list[Path]:
-    """Register the devices and return their certificates, with a key beside each."""
-    client, certificates = OperatorClient.of(data_dir), []
-    for number in range(DEVICE_COUNT):
-        # Names that end in letters are spread over the shards one by one; numbered ones in blocks of 256.
-        name = f"paced-{chr(97 + number // 26)}{chr(97 + number % 26)}"
-        pair = generate_key_and_csr(name)
-        document = client.create_thing(name, "thermostat", attributes={}, csr_pem=pair.csr_pem)
-        certificate = directory / f"{name}.pem"
-        certificate.write_text(document.content["certificate_pem"])
-        certificate.with_suffix(".key").write_text(pair.private_key_pem)
-        certificates.append(certificate)
-    return certificates
 
 
 def measure_echo(data_dir: Path, certificates: Sequence[Path]) -> Distribution:
@@ -164,7 +146,7 @@ def measure() -> list[BenchResult]:
     with tempfile.TemporaryDirectory(prefix="tf-bench-") as temporary:
         directory, data_dir = Path(temporary), Path(temporary) / "data"
         with platform(data_dir) as endpoints:
-            certificates = create_devices(data_dir, directory)
+            certificates = create_devices(data_dir, directory, "paced", DEVICE_COUNT)
             twin = run_devices(endpoints.mqtts.port, endpoints.ca, certificates)
         echo = measure_echo(data_dir, certificates)
     is_whole = not (twin.unanswered_count or twin.refused_count)

@@ -54,6 +54,19 @@ def frame(first: int, body: bytes) -> bytes:
     return bytes((first,)) + length + body
 
 
+def packet_end(buffer: bytes, at: int) -> tuple[int, int] | None:
+    """Return where the body of the packet at `at` begins and ends; None while it is not whole."""
+    length, shift, position = 0, 0, at + 1
+    while position < len(buffer):
+        byte = buffer[position]
+        length |= (byte & 127) << shift
+        shift += 7
+        position += 1
+        if byte < 128:
+            return (position, position + length) if position + length <= len(buffer) else None
+    return None
+
+
 class PacedDevice(asyncio.Protocol):
     """One device on one connection, MQTT 3.1.1; `ready` when it has subscribed to its answers."""
 
@@ -87,24 +100,11 @@ class PacedDevice(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer + data
         at = 0
-        while (end := self._packet_end(buffer, at)) is not None:
+        while (end := packet_end(buffer, at)) is not None:
             start = end[0]
             self._take(buffer[at] >> 4, buffer[at], buffer[start : end[1]])
             at = end[1]
         self._buffer = buffer[at:]
-
-    @staticmethod
-    def _packet_end(buffer: bytes, at: int) -> tuple[int, int] | None:
-        """Return where the body of the packet at `at` begins and ends; None while it is not whole."""
-        length, shift, position = 0, 0, at + 1
-        while position < len(buffer):
-            byte = buffer[position]
-            length |= (byte & 127) << shift
-            shift += 7
-            position += 1
-            if byte < 128:
-                return (position, position + length) if position + length <= len(buffer) else None
-        return None
 
     def _take(self, kind: int, first: int, body: bytes) -> None:
         if kind == _PUBLISH:

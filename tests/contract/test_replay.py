@@ -61,7 +61,7 @@ def undisturbed(stage: RayStage) -> list[Shard]:
     with contextlib.closing(journal):
         for number in range(SHARD_COUNT):
             shard = Shard(number, SHARD_COUNT)
-            for _, record in journal.read(number):
+            for _, record, _ in journal.read(number):
                 apply_again(shard, record)
             shards.append(shard)
     return shards

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,15 @@ import msgspec
 import pytest
 import redis
 
-from actors import journal
+from actors import journal, shard_keeper
 from actors.actor_settings import HostSettings
 from actors.errors import BridgeSuperseded, ShardFenced, ShardUnavailable, StoreError
+from actors.fleet import shadow_request
 from actors.shard_actor import ShardHost
 from actors.shard_keeper import LEASE_S, ShardKeeper
 from actors.starts import count_start
 from actors.store import RedisServer
+from actors.wall_clock import boot_time_s
 from tests.integration.running_platform import until
 from tests.running_store import running_store
 from twins.messages import Batch, Operation, Outcome, Publish, Request, decode_outcome
@@ -39,10 +44,11 @@ class Host:
         shards: tuple[int, ...] = (0,),
         shard_count: int = 1,
         is_predecessor_gone: bool = True,
+        clock_s: Callable[[], float] | None = None,
     ) -> None:
         self.announced: list[Publish] = []
         self.now_s = 1000.0
-        self.host = ShardHost(self.announced.extend, lease_clock_s=lambda: self.now_s)
+        self.host = ShardHost(self.announced.extend, lease_clock_s=clock_s or (lambda: self.now_s))
         self.shard_count = shard_count
         settings = HostSettings(
             0,
@@ -159,6 +165,79 @@ def test_a_long_journal_makes_way_for_snapshots_before_the_store_is_full(tmp_pat
             host.submit(telemetry("lamp", f"{number}" + "x" * 100_000))
         host.submit(update("lamp", {"x": 1}))
         assert reported(Host(store, tmp_path), "lamp") == {"x": 1}
+
+
+def journal_lengths(store: RedisServer, shard_count: int) -> list[int]:
+    """Return how many entries each shard's journal has."""
+    with redis.Redis.from_url(store.url) as client:
+        return [int(client.xlen(f"twinfleet:journal:{shard}")) for shard in range(shard_count)]
+
+
+def four_shards(store: RedisServer, data_dir: Path) -> Host:
+    return Host(store, data_dir, shards=(0, 1, 2, 3), shard_count=4, clock_s=boot_time_s)
+
+
+def one_for_each(host: Host, number: int) -> None:
+    """Hand one update to each of four shards, each in a call of its own."""
+    for shard in range(4):
+        batch = Batch("bridge", number, [update("lamp", {"x": number})])
+        host.host.submit(msgspec.msgpack.encode([(shard, batch)]))
+
+
+def test_what_all_shards_together_take_to_read_back_is_bounded(
+    store: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = four_shards(store, tmp_path)
+    numbers = itertools.count(1)
+    for _ in range(20):
+        one_for_each(host, next(numbers))
+    assert not list((tmp_path / "snapshots").iterdir())
+    assert journal_lengths(store, 4) == [21] * 4
+    # From now on everything takes too long: a snapshot is due after every batch, unless one is being written.
+    monkeypatch.setattr(shard_keeper, "REPLAY_S_MAX", 0.0)
+    monkeypatch.setattr(shard_keeper, "_SNAPSHOT_SHARE_MAX", float("inf"))
+
+    def is_short() -> bool:
+        one_for_each(host, next(numbers))
+        # What the snapshot before the newest stands for is gone; the tail is what came after it.
+        return max(journal_lengths(store, 4)) < 21
+
+    until(is_short, "all journals are shorter than they were")
+    last = next(numbers) - 1
+    again = four_shards(store, tmp_path)
+    question = Batch("", 0, [shadow_request("lamp")])
+    answers = [shard.apply(question, 0.0).replies[0] for shard in again.keeper.all().values()]
+    assert [json.loads(answer.payload)["version"] for answer in answers] == [last] * 4
+
+
+def test_snapshots_take_a_small_share_of_the_time(
+    store: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_keeper, "REPLAY_S_MAX", 0.0)
+    # The time of one, a thousand million times over: no second one is written in this test.
+    monkeypatch.setattr(shard_keeper, "_SNAPSHOT_SHARE_MAX", 1e-9)
+    host = four_shards(store, tmp_path)
+    for number in range(1, 11):
+        one_for_each(host, number)
+    snapshots = tmp_path / "snapshots"
+    until(lambda: len(list(snapshots.glob("*.snapshot"))) == 1, "the first is written")
+    host.keeper._writer.close()
+    assert len(list(snapshots.glob("*.snapshot"))) == 1
+
+
+def test_a_journal_that_a_killed_host_has_left_counts_towards_the_next_snapshot(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    limit = MEGABYTE
+    # Each host is killed before its own part is long enough.
+    for life in range(8):
+        host = Host(store, tmp_path, journal_bytes_max=limit)
+        for number in range(6):
+            host.submit(telemetry("lamp", f"{number}" + "x" * 100_000), sequence=100 * life + number + 1)
+        host.keeper._writer.close()
+    # Of eight times 0.6 MB, two spans of a limit each have stayed, and what came in the last life.
+    length: Any = redis.Redis.from_url(store.url).memory_usage("twinfleet:journal:0", samples=0)
+    assert length < 3 * limit
 
 
 def test_a_full_store_can_be_opened_again(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,14 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.property import snapshots
 from tests.property.json_values import any_states, exact, whole_values
+from tests.property.snapshots import written_shard
 from twins import model
 from twins.errors import SnapshotError
 from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard, combine_digest
-from twins.snapshot import FORMAT_VERSION, dump_shard, load_shard
+from twins.snapshot import dump_shard, load_shard
+from twins.snapshot_head import FORMAT_VERSION, FORMATS_READ
 
 NOW_S = 1_700_000_000
 SITES = Attribute("site", ("berlin", "paris"), (0.75, 0.25))
@@ -120,6 +125,8 @@ def test_a_shard_that_is_read_again_goes_on_as_if_nothing_had_happened(past: Any
     assert everything(again) == everything(shard)
     for number, step in enumerate(future, start=len(past)):
         assert live(again, step, number) == live(shard, step, number)
+        # Everything that the step has unpacked is packed again.
+        dump_shard(again)
     assert everything(again) == everything(shard)
 
 
@@ -199,22 +206,13 @@ def test_a_snapshot_of_another_version_is_refused_and_named(version: int, age: s
         load_shard(magic + hashlib.sha256(rest).digest() + rest)
 
 
-def test_a_snapshot_of_the_first_version_is_read_as_one_that_knows_no_connections() -> None:
-    shard = busy_shard()
-    shard.connectivity.clear()
-    shard.reports.clear()
-    shard.unregistered.clear()
-    data = dump_shard(shard)
-    # Magic text, checksum, version, length of the head, head, padding to 64 bytes, streams.
-    head_bytes = int.from_bytes(data[52:60], "little")
-    streams = data[60 + head_bytes :][-(60 + head_bytes) % 64 :]
-    head = msgspec.msgpack.decode(data[60 : 60 + head_bytes])
-    del head["connectivity"], head["reports"], head["unregistered"]
-    older = msgspec.msgpack.encode(head)
-    front = (1).to_bytes(4, "little") + len(older).to_bytes(8, "little")
-    rest = front + older + bytes(-(60 + len(older)) % 64) + streams
-    read = load_shard(data[:16] + hashlib.sha256(rest).digest() + rest)
-    assert everything(read) == everything(shard)
+@pytest.mark.parametrize("version", FORMATS_READ[:-1])
+def test_a_snapshot_of_an_earlier_format_is_read_as_the_shard_that_it_is_of(version: int) -> None:
+    data = gzip.decompress((Path(snapshots.__file__).parent / f"format-{version}.snapshot.gz").read_bytes())
+    shard = written_shard(version)
+    assert everything(load_shard(data)) == everything(shard)
+    # And it is written in today's format from then on.
+    assert everything(load_shard(dump_shard(load_shard(data)))) == everything(shard)
 
 
 def test_a_snapshot_of_a_model_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

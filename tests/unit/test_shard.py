@@ -156,7 +156,7 @@ def test_what_an_unregistered_things_device_sent_before_makes_no_twin_again(
     for kept in (shard, load_shard(dump_shard(shard))):
         outcome = send(kept, operation, payload, name=name)
         assert [message.topic.rsplit("/", 1)[1] for message in outcome.publishes] in ([], ["rejected"])
-        assert (kept.twin_count(), kept.named_shadows, kept.telemetry) == (0, {}, {})
+        assert (kept.twin_count(), dict(kept.named_shadows), dict(kept.telemetry)) == (0, {}, {})
     # A thing of that name is served again once it is registered.
     register(shard, b'{"model":"untyped"}')
     send(shard, operation, payload, name=name)

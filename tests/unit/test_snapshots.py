@@ -14,7 +14,8 @@ from actors.processes import wait_until
 from actors.snapshots import BackgroundWriter, SnapshotStore
 from twins.messages import Batch, Operation, Request
 from twins.shard import Shard
-from twins.snapshot import FORMAT_VERSION, dump_shard
+from twins.snapshot import dump_shard
+from twins.snapshot_head import FORMAT_VERSION
 
 # Magic text, checksum: then comes the version of the format.
 CHECKSUM_AT, VERSION_AT = 16, 48
