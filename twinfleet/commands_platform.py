@@ -84,12 +84,13 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.T
         return
     cluster = document.content
     print_table(
-        ("ROLE", "PID", "STATE", "SHARDS", "TWINS", "QUEUE", "REASON"),
+        ("ROLE", "PID", "STATE", "RESTARTS", "SHARDS", "TWINS", "QUEUE", "REASON"),
         [
             (
                 process["role"],
                 process["pid"],
                 process["state"],
+                process["totals"].get("restarts", ""),
                 len(process["shards"]),
                 process["twin_count"],
                 process["queue_length"],
