@@ -54,7 +54,7 @@ class BridgeActor:
             receive_maximum=_RECEIVE_MAXIMUM,
             keepalive_s=_KEEPALIVE_S,
         )
-        lanes = find_fleet(settings.shard_count, settings.shard_actor_count)
+        lanes = find_fleet(settings.redis_url)
         start = await count_start(settings.redis_url, CLIENT_ID)
         bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{start}")
         self._notes = RetainedNotes.open(settings.redis_url)

@@ -31,11 +31,13 @@ from actors.bridge_actor import BridgeActor
 from actors.broker import MosquittoBroker
 from actors.errors import WorldError
 from actors.gateway_actor import GatewayActor
+from actors.homes import Homes
 from actors.journal import Journal
 from actors.logs import log_to
 from actors.pacer import Pacer
 from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart
 from actors.pki import CertificateAuthority
+from actors.placement import HEAD_NODE, PlacementStore
 from actors.processes import loopback_addresses, require_port_free
 from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
 from actors.ray_runtime import RayHead
@@ -48,6 +50,7 @@ from actors.settings import (
     UrlEndpoint,
     read_or_create_secret,
 )
+from actors.shard_mover import ShardMover
 from actors.snapshots import SnapshotStore
 from actors.store import RedisServer
 from actors.supervisor import Supervisor
@@ -57,6 +60,8 @@ from twins.messages import encode
 _LOG: Final = logging.getLogger(__name__)
 # A standing fleet that is due is noticed within this time.
 _PACE_EVERY_S: Final = 1.0
+# An operator's wish to move a shard is noticed within this time.
+_PLACE_EVERY_S: Final = 0.5
 # The broker writes a line about everybody who asks.
 _ASK_BROKER_EVERY_S: Final = 5.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -189,6 +194,9 @@ class _Platform:
         journal = Journal.at(self._store.url)
         journal.require_shard_count(self._settings.shard_count)
         journal.close()
+        nodes = {actor_name(index): HEAD_NODE for index in range(self._settings.shard_actor_count)}
+        self._placements = PlacementStore.at(self._store.url)
+        self._placements.begin(self._settings.shard_count, nodes)
         # From the store, which is therefore first: without a good revocation list the broker does not start.
         asyncio.run(self._write_access())
         self._parts.callback(self._broker.stop)
@@ -291,8 +299,8 @@ class _Platform:
         ).write(self._settings.data_dir)
 
     def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:
-        shard_count, actor_count = self._settings.shard_count, self._settings.shard_actor_count
-        shards = tuple(range(index, shard_count, actor_count))
+        shard_count = self._settings.shard_count
+        shards = self._placements.read().shards_of(actor_name(index))
         return HostSettings(
             index,
             shards,
@@ -344,6 +352,7 @@ class _Platform:
         tasks = [
             asyncio.create_task(self._supervisor.run(), name="supervisor"),
             asyncio.create_task(self._pace(), name="pacer"),
+            asyncio.create_task(self._keep_placed(), name="mover"),
             asyncio.create_task(self._stop.wait(), name="stop"),
         ]
         try:
@@ -375,7 +384,7 @@ class _Platform:
                 if not self._supervisor.is_ready("ray"):
                     continue
                 if pacer is None or start_count != self._head.start_count:
-                    fleet = find_fleet(self._settings.shard_count, self._settings.shard_actor_count)
+                    fleet = find_fleet(self._store.url)
                     pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
                 try:
                     await pacer.pace()
@@ -383,6 +392,24 @@ class _Platform:
                     _LOG.warning("standing fleets wait: %s", error)
         finally:
             await registry.close()
+
+    async def _keep_placed(self) -> None:
+        """Bring shards to where they are wanted, while Ray is there to do it."""
+        mover, start_count = None, 0
+        told: list[str] = []
+        while True:
+            await asyncio.sleep(_PLACE_EVERY_S)
+            if not self._supervisor.is_ready("ray"):
+                continue
+            try:
+                if mover is None or start_count != self._head.start_count:
+                    mover, start_count = ShardMover(Homes(self._store.url)), self._head.start_count
+                problems = await mover.carry_out_all()
+            except WorldError as error:
+                problems = [str(error)]
+            for problem in set(problems) - set(told):
+                _LOG.warning("%s", problem)
+            told = problems
 
 
 def _close(part: ActorPart) -> None:

@@ -6,6 +6,7 @@ ActorsError
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
+│   │   └── ShardNotHere            the process that was asked does not serve it   (retryable)
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
@@ -17,6 +18,7 @@ ActorsError
 │   ├── CertificateStoreError       the certificate authority's files are damaged
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
+    ├── PlacementError              a shard is to go where there is no place for it
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
     ├── CertificateNameTaken        a certificate of that application or claim is in force
@@ -95,6 +97,10 @@ class ShardUnavailable(WorldError):
         super().__init__(f"shard {shard} does not answer: {reason}; try again", retryable=True)
         self.shard = shard
         self.reason = reason
+
+
+class ShardNotHere(ShardUnavailable):
+    """The process that was asked does not serve the shard, or not yet; it has done nothing of what it was asked."""
 
 
 class ShardFenced(WorldError):
@@ -228,6 +234,15 @@ class SettingsError(OperatorError):
         super().__init__(f"{place}: {problem}")
         self.source = source
         self.key = key
+        self.problem = problem
+
+
+class PlacementError(OperatorError):
+    """A shard is to go, or a node to be drained, where that can't be; `subject` is the shard or node at fault."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(f"{subject}: {problem}")
+        self.subject = subject
         self.problem = problem
 
 

@@ -26,6 +26,7 @@ from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.enrolment import DeviceOffice
 from actors.gateway.messaging import Messaging
 from actors.gateway.operators import GUARDED, create_app
+from actors.gateway.placement_routes import placement_routes
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
 from actors.logs import log_to
@@ -33,6 +34,7 @@ from actors.metrics import ProcessStatus
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_retained import RetainedMessage, read_retained
 from actors.pki import CertificateAuthority
+from actors.placement import PlacementStore
 from actors.provisioning.desk import ProvisioningDesk
 from actors.provisioning.office import ProvisioningOffice
 from actors.provisioning.routes import TemplateOffice, provisioning_routes
@@ -259,7 +261,7 @@ class GatewayActor:
     async def _open(self, settings: GatewaySettings) -> GatewayUrls:
         self._settings = settings
         directory = DataDirectory(Path(settings.data_dir))
-        fleet = find_fleet(settings.shard_count, settings.shard_actor_count)
+        fleet = find_fleet(settings.redis_url)
         registry = self._registry = await Registry.open(settings.redis_url, WallClock())
         authority = CertificateAuthority.open_or_create(directory.pki, key_file=Path(settings.key_file))
         events = self._events = BrokerEvents(
@@ -286,6 +288,7 @@ class GatewayActor:
         templates = TemplateOffice(registry, app.state.certificates, clock=WallClock())
         provisioning = provisioning_routes(templates, authority=authority, platform=view)
         app.include_router(provisioning, dependencies=GUARDED)
+        app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = asyncio.create_task(access.keep(), name="access")
@@ -319,13 +322,6 @@ class GatewayActor:
         for server in self._servers:
             await server.start()
         return GatewayUrls(api.url, https.url)
-
-    async def layout(self) -> dict[str, int]:
-        """Return how many shards and shard actors the platform has."""
-        return {
-            "shard_count": self._settings.shard_count,
-            "shard_actor_count": self._settings.shard_actor_count,
-        }
 
     async def close(self) -> None:
         """Answer what is being answered, then listen no more."""

@@ -18,7 +18,8 @@ What is promised:
   requests that followed it.
 - Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one
   submission in flight, and repeats it under the same batch names until it is answered. Meanwhile the next one
-  gathers, so submissions grow with the load, and only this lane's things wait.
+  gathers, so submissions grow with the load, and only this lane's things wait. A shard changes its lane when its
+  old one has nothing in flight, and takes along what waits.
 - A thing has ten shadow requests in flight, and each further one is answered with code 429 at once. Not counted
   out are requests that the broker had stored while the bridge, or its connection, was away: they wait their turn.
 - Nothing is buffered without bound. The broker hands over `receive_maximum` messages at QoS 1 until some are
@@ -38,12 +39,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from actors.errors import BrokerError, WorldError
 from actors.mqtt_in_flight import ShadowRequests, too_many_requests
 from actors.mqtt_link import BrokerConnection
-from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Outbox
+from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Lanes, Outbox, Outboxes
 from actors.mqtt_session import MqttSession, until_one_failed
 from actors.unheard import BYTES_TOPIC, MESSAGES_TOPIC, OVERHEARD_FILTERS, UnheardPublishes, is_heard
 from actors.wall_clock import WallClock
@@ -79,32 +80,6 @@ RETRY_DELAY_MIN_S: Final = 0.05
 RETRY_DELAY_MAX_S: Final = 1.0
 # A submission takes milliseconds; what is not answered in this time is delivered again after the next start.
 DRAIN_TIMEOUT_S: Final = 5.0
-
-
-class Lanes(Protocol):
-    """The shards as the bridge sees them: each shard belongs to a lane, and lanes do not wait for each other."""
-
-    @property
-    def shard_count(self) -> int:
-        """Return the number of shards."""
-        ...
-
-    @property
-    def lane_count(self) -> int:
-        """Return the number of lanes; a lane is one shard actor."""
-        ...
-
-    def lane_of(self, shard: int) -> int:
-        """Return the lane of a shard; it stays the same."""
-        ...
-
-    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
-        """Apply all of the (shard, batch) pairs and return what they brought about together, in their order.
-
-        ShardUnavailable or TimeoutError mean that some, all or none were applied; the same pairs come again
-        then, and a batch whose source and sequence were seen before must not be applied twice.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +132,6 @@ class _Route(NamedTuple):
     thing_name: str
     name: str
     shard: int
-    lane: Outbox
     overhead_bytes: int
     is_shadow: bool
 
@@ -176,7 +150,7 @@ class MqttBridge:
         """Prepare a bridge; `source` names this incarnation, as client id and the number of its start (see `Batch`)."""
         self._lanes = lanes
         self._source = source
-        self._outboxes = [Outbox(index) for index in range(lanes.lane_count)]
+        self._outboxes = Outboxes(lanes)
         self._route = lru_cache(_ROUTES_MAX)(self._find_route)
         self._session = MqttSession(
             connection,
@@ -230,9 +204,9 @@ class MqttBridge:
     async def start(self) -> None:
         """Connect, subscribe to all requests and serve; BrokerError if the broker does not grant that in time."""
         await self._session.open()
-        self._tasks = [asyncio.create_task(self._session.keep_open(), name="mqtt session")]
-        self._tasks += [
-            asyncio.create_task(self._serve(lane), name=f"mqtt lane {lane.index}") for lane in self._outboxes
+        self._tasks = [
+            asyncio.create_task(self._session.keep_open(), name="mqtt session"),
+            asyncio.create_task(self._serve_all(), name="mqtt lanes"),
         ]
 
     async def until_failed(self) -> None:
@@ -269,10 +243,9 @@ class MqttBridge:
         await self._session.close()
 
     async def _drained(self) -> None:
-        for lane in self._outboxes:
-            while lane.waiting or lane.in_flight_count:
-                lane.idle.clear()
-                await lane.idle.wait()
+        while busy := [lane for lane in self._outboxes if lane.waiting or lane.in_flight_count]:
+            busy[0].idle.clear()
+            await busy[0].idle.wait()
         await self._session.drained()
 
     def statistics(self) -> BridgeStatistics:
@@ -454,7 +427,7 @@ class MqttBridge:
 
     def _hold(self, route: _Route, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
         """Put a request into its outbox, unless it is held already or is one too many."""
-        operation, thing_name, name, shard, lane, overhead_bytes, is_shadow = route
+        operation, thing_name, name, shard, overhead_bytes, is_shadow = route
         request = Request(operation, thing_name, payload, name)
         size_bytes = len(payload) + overhead_bytes
         held = Held(shard, request, packet_id, size_bytes)
@@ -479,8 +452,9 @@ class MqttBridge:
             if not held.is_counted:
                 self._refuse(held)
                 return
-        lane.waiting.append(held)
-        lane.filled.set()
+        outbox = self._outboxes.of(shard)
+        outbox.waiting.append(held)
+        outbox.filled.set()
 
     def _refuse(self, held: Held) -> None:
         """Answer a request that is one too many of its thing; what comes of that is as with any other."""
@@ -514,19 +488,37 @@ class MqttBridge:
         else:
             operation, name = Operation.TELEMETRY, found.stream
         shard = shard_of(found.thing_name, self._lanes.shard_count)
-        lane = self._outboxes[self._lanes.lane_of(shard)]
         # Names are part of the topic, so its length bounds theirs.
         overhead_bytes = len(topic) + REQUEST_OVERHEAD_BYTES
-        return _Route(operation, found.thing_name, name, shard, lane, overhead_bytes, is_shadow)
+        return _Route(operation, found.thing_name, name, shard, overhead_bytes, is_shadow)
+
+    async def _serve_all(self) -> None:
+        """Serve every lane, and those that come, until cancelled or until one has failed."""
+        try:
+            async with asyncio.TaskGroup() as self._serving:
+                for lane in self._outboxes:
+                    self._begin_serving(lane)
+        except ExceptionGroup as group:
+            # One ends them all, and is what there is to tell.
+            raise group.exceptions[0] from None
+
+    def _begin_serving(self, lane: Outbox) -> None:
+        self._serving.create_task(self._serve(lane), name=f"mqtt lane {lane.index}")
 
     async def _serve(self, lane: Outbox) -> None:
         """Submit what waits in a lane, one submission after another, until cancelled."""
+        version: int | None = None
         while True:
             if not lane.waiting:
                 lane.idle.set()
                 lane.filled.clear()
                 await lane.filled.wait()
             await self._session.room()
+            if version != self._lanes.version:
+                version = self._lanes.version
+                # Nothing of the lane is in flight here.
+                for new in self._outboxes.send_away(lane):
+                    self._begin_serving(new)
             submission = lane.take(self._source)
             if not submission.held:
                 continue

@@ -1,4 +1,4 @@
-"""The outboxes of the bridge: what waits for a lane, and how much of it leaves at once.
+"""The outboxes of the bridge: what waits for a lane, how much of it leaves at once, and which lane that of a shard is.
 
 Owns the size, the grouping and the names of batches; knows neither broker nor shards.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
-from twins.messages import Batch, Request
+from twins.messages import Batch, Outcome, Request
 
 # A Ray call above 100 KB takes a three times slower way through the object store; 10 KB stay for what goes
 # along.
@@ -19,6 +20,41 @@ SUBMISSION_BYTES_MAX: Final = 90_000
 SUBMISSION_REQUESTS_MAX: Final = 2_000
 # MessagePack around a request: array, operation, three lengths, flag, and some to spare.
 REQUEST_OVERHEAD_BYTES: Final = 16
+
+
+class Lanes(Protocol):
+    """The shards as the bridge sees them: each shard belongs to a lane, and lanes do not wait for each other.
+
+    Which lane that is may change with every `submit`, and new ones may come; none goes away.
+    """
+
+    @property
+    def shard_count(self) -> int:
+        """Return the number of shards."""
+        ...
+
+    @property
+    def lane_count(self) -> int:
+        """Return the number of lanes; a lane is one shard actor."""
+        ...
+
+    def lane_of(self, shard: int) -> int:
+        """Return the lane of a shard."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Return a number that is another one when the lane of a shard is."""
+        ...
+
+    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        """Apply all of the (shard, batch) pairs and return what they brought about together, each shard's in order.
+
+        They are those of one lane, or were when they were put together; each goes to where its shard is now.
+        ShardUnavailable or TimeoutError mean that some, all or none were applied; the same pairs come again
+        then, and a batch whose source and sequence were seen before must not be applied twice.
+        """
+        ...
 
 
 class Held:
@@ -49,13 +85,14 @@ class Submission(NamedTuple):
 class Outbox:
     """The requests that wait for one lane, in the order in which they came."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, sequences: dict[int, int]) -> None:
+        """Prepare a lane's outbox; `sequences` are those of all lanes, by shard: a shard may change its lane."""
         self.index = index
         self.waiting: deque[Held] = deque()
         self.in_flight_count = 0
         self.filled = asyncio.Event()
         self.idle = asyncio.Event()
-        self._sequences: dict[int, int] = {}
+        self._sequences = sequences
 
     def take(self, source: str) -> Submission:
         """Return what goes next, grouped by shard, and take it out of the outbox."""
@@ -80,6 +117,53 @@ class Outbox:
             [(shard, self._batch(source, shard, each)) for shard, each in requests_of.items()], held
         )
 
+    def remove(self, shards: Collection[int]) -> list[Held]:
+        """Return what waits of shards, in its order, and take it out of the outbox."""
+        removed = [held for held in self.waiting if held.shard in shards]
+        if removed:
+            self.waiting = deque(held for held in self.waiting if held.shard not in shards)
+        return removed
+
     def _batch(self, source: str, shard: int, requests: list[Request]) -> Batch:
         self._sequences[shard] = sequence = self._sequences.get(shard, 0) + 1
         return Batch(source, sequence, requests)
+
+
+class Outboxes:
+    """The outboxes of all lanes, in their order."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._sequences: dict[int, int] = {}
+        self._all = [Outbox(index, self._sequences) for index in range(lanes.lane_count)]
+        # By shard: that of its lane or, as long as that has something in flight, of its former one.
+        self._of = [self._all[lanes.lane_of(shard)] for shard in range(lanes.shard_count)]
+
+    def __iter__(self) -> Iterator[Outbox]:
+        """Return the outboxes one after the other, also those that come meanwhile."""
+        return iter(self._all)
+
+    def of(self, shard: int) -> Outbox:
+        """Return where the requests of a shard wait."""
+        return self._of[shard]
+
+    def send_away(self, former: Outbox) -> Sequence[Outbox]:
+        """Hand what waits of shards that have another lane now to that lane; return the outboxes of new lanes.
+
+        To be called while nothing of the former lane is in flight: what is sent away comes after all that has been
+        submitted, and before all that comes later, which waits in the new lane at once.
+        """
+        leaving = {
+            shard: self._lanes.lane_of(shard)
+            for shard, outbox in enumerate(self._of)
+            if outbox is former and self._lanes.lane_of(shard) != former.index
+        }
+        known_count = len(self._all)
+        while len(self._all) <= max(leaving.values(), default=0):
+            self._all.append(Outbox(len(self._all), self._sequences))
+        for shard, index in leaving.items():
+            self._of[shard] = self._all[index]
+        for held in former.remove(leaving):
+            self._of[held.shard].waiting.append(held)
+            self._of[held.shard].filled.set()
+        return self._all[known_count:]

@@ -1,26 +1,29 @@
-"""A fleet whose shards are served by Ray actors: placement, routing, handles, and the bridge's way to the shards.
+"""A fleet whose shards are served by Ray actors: handles, routing, and the bridge's way to the shards.
 
-Every process of the cluster can hold one; it keeps no state but the actors' names. Shard s is served by actor
-s modulo the number of actors.
+Every process of the cluster can hold one; it keeps no state but what `homes` knows.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
-from actors.actor_settings import BRIDGE_NAME, GATEWAY_NAME
-from actors.errors import ShardUnavailable, WorldError
+from actors.actor_settings import BRIDGE_NAME
+from actors.errors import ShardNotHere, StoreError, WorldError
 from actors.fleet import JsonObject
+from actors.homes import Homes, Patience
+from actors.placement import Placement
 from actors.ray_runtime import join
 from actors.settings import Endpoints
 from actors.shard_actor import HostStatus, ShardActor
+from actors.shard_mover import ShardMover
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -36,10 +39,6 @@ from twins.model import Group
 from twins.shard import combine_digest
 from twins.sharding import shard_of
 
-# A request takes milliseconds; a shard actor that does not answer in this time hangs.
-ANSWER_TIMEOUT_S: Final = 5.0
-# Whole fleets take longer to create, to tick and to be read: a million twins take about a second.
-LONG_ANSWER_TIMEOUT_S: Final = 120.0
 # Any share of a processor: with none at all Ray places actors at random.
 _CPU_SHARE: Final = 0.01
 
@@ -75,8 +74,8 @@ def start_shard_actor(name: str) -> Any:
         ShardActor,
         name,
         BRIDGE_NAME,
-        # For health.
-        concurrency_groups={"control": 1},
+        # For health, and for reading what may lie far away.
+        concurrency_groups={"control": 1, "ahead": 1},
         # In Ray's ordered mode one lost call can hold up all that come after it, for good.
         allow_out_of_order_execution=True,
     )
@@ -98,43 +97,27 @@ def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:
         raise WorldError(f"a part died while it was started; see the logs: {error}") from error
 
 
-class _Answer(Awaitable[Any]):
-    """Waits for a Ray call under asyncio: the actor's own error is raised, and a dead or stuck actor is told apart."""
-
-    def __init__(self, reference: Any, index: int, timeout_s: float) -> None:
-        self._reference = reference
-        self._index = index
-        self._timeout_s = timeout_s
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
-        try:
-            return await asyncio.wait_for(self._reference, self._timeout_s)
-        except RayTaskError as error:
-            raise error.cause from None
-        except (RayActorError, GetTimeoutError) as error:
-            raise ShardUnavailable(self._index, str(error).splitlines()[0]) from error
-        except TimeoutError as error:
-            raise ShardUnavailable(self._index, f"no answer in {self._timeout_s} s") from error
-
-
 class RemoteMethod:
     """One method of a twin: called it gives an awaitable, and `remote` gives a Ray ObjectRef of the same answer."""
 
-    def __init__(self, method: Any, thing_name: str, shard: int) -> None:
+    def __init__(self, homes: Homes, method: str, thing_name: str, *, shard: int) -> None:
+        self._homes = homes
         self._method = method
         self._thing_name = thing_name
         self._shard = shard
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        """Return the ObjectRef of the answer, for `ray.get`, `ray.wait`, `await` or another remote call."""
-        return self._method.remote(self._thing_name, *arguments, **named)
+        """Return the ObjectRef of the answer, for `ray.get`, `ray.wait`, `await` or another remote call.
+
+        It raises ShardNotHere, and nothing was done, if the shard has moved within the last second: ask again.
+        """
+        self._homes.refresh_if_old()
+        method = getattr(self._homes.actor_of(self._shard), self._method)
+        return method.remote(self._thing_name, *arguments, **named)
 
     def __call__(self, *arguments: Any, **named: Any) -> Awaitable[JsonObject]:
         """Return an awaitable of the answer; ShardUnavailable if there is none in time."""
-        return _Answer(self.remote(*arguments, **named), self._shard, ANSWER_TIMEOUT_S)
+        return self._homes.ask(self._shard, self._method, self._thing_name, *arguments, **named)
 
 
 class RayTwin:
@@ -143,121 +126,178 @@ class RayTwin:
     `shadow`, `update_desired`, `describe` and `telemetry` are as in `fleet.Twin`; each also has `.remote(...)`.
     """
 
-    def __init__(self, actor: Any, thing_name: str, shard: int) -> None:
-        self._actor = actor
+    def __init__(self, homes: Homes, thing_name: str, shard: int) -> None:
+        self._homes = homes
         self._shard = shard
         self.thing_name = thing_name
+
+    def _method(self, name: str) -> RemoteMethod:
+        return RemoteMethod(self._homes, name, self.thing_name, shard=self._shard)
 
     @property
     def shadow(self) -> RemoteMethod:
         """Return the method that gets a shadow document."""
-        return RemoteMethod(self._actor.shadow, self.thing_name, self._shard)
+        return self._method("shadow")
 
     @property
     def update_desired(self) -> RemoteMethod:
         """Return the method that merges into the desired section."""
-        return RemoteMethod(self._actor.update_desired, self.thing_name, self._shard)
+        return self._method("update_desired")
 
     @property
     def describe(self) -> RemoteMethod:
         """Return the method that gets everything that the twin is."""
-        return RemoteMethod(self._actor.describe, self.thing_name, self._shard)
+        return self._method("describe")
 
     @property
     def telemetry(self) -> RemoteMethod:
         """Return the method that gets what the twin remembers of its telemetry."""
-        return RemoteMethod(self._actor.telemetry, self.thing_name, self._shard)
+        return self._method("telemetry")
 
 
 class RayFleet:
-    """The fleet of the Ray cluster that this process is part of, over all its shard actors in order."""
+    """The fleet of the Ray cluster that this process is part of, over all its shard actors.
 
-    def __init__(self, actors: Sequence[Any], shard_count: int) -> None:
-        self._actors = list(actors)
-        self._shard_count = shard_count
+    A lane is a shard actor, whether it still runs or not; their number grows with the actors that join.
+    """
+
+    def __init__(self, homes: Homes) -> None:
+        self._homes = homes
+
+    @property
+    def placement(self) -> Placement:
+        """Return the place of every shard, as this process knows it."""
+        return self._homes.placement
 
     @property
     def shard_count(self) -> int:
         """Return the fixed number of shards."""
-        return self._shard_count
+        return len(self._homes.placement.homes)
 
     @property
     def lane_count(self) -> int:
-        """Return the number of shard actors."""
-        return len(self._actors)
+        """Return the number of lanes."""
+        return len(self._homes.lanes)
+
+    @property
+    def version(self) -> int:
+        """Return a number that changes whenever a shard's lane does."""
+        return self._homes.placement.version
 
     def lane_of(self, shard: int) -> int:
-        """Return which of the actors serves a shard."""
-        return shard % len(self._actors)
+        """Return which of the actors serves a shard; another one after it has moved."""
+        return self._homes.lane_of(shard)
+
+    def _shard_of(self, request: Request) -> int:
+        return shard_of(request.thing_name, self.shard_count)
 
     def twin(self, thing_name: str) -> RayTwin:
         """Return the handle of one twin."""
-        shard = shard_of(thing_name, self._shard_count)
-        return RayTwin(self._actors[self.lane_of(shard)], thing_name, shard)
+        return RayTwin(self._homes, thing_name, shard_of(thing_name, self.shard_count))
 
     async def ask(self, request: Request) -> Reply:
         """Return the answer to one request; what it changed is announced through the bridge."""
-        shard = shard_of(request.thing_name, self._shard_count)
-        reference = self._actors[self.lane_of(shard)].ask.remote(encode(request))
-        return _decode_reply(await _Answer(reference, shard, ANSWER_TIMEOUT_S))
+        return _decode_reply(await self._homes.ask(self._shard_of(request), "ask", encode(request)))
 
     async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
-        """Return the answers to many requests, in their order; the lanes work at once, a call at a time each."""
-        of_lanes: dict[int, list[int]] = {}
-        for position, request in enumerate(requests):
-            lane = self.lane_of(shard_of(request.thing_name, self._shard_count))
-            of_lanes.setdefault(lane, []).append(position)
+        """Return the answers to many requests, in their order; the actors work at once, a call at a time each."""
         replies: dict[int, Reply] = {}
+        patience = Patience(self._homes)
 
-        async def ask_lane(lane: int, positions: Sequence[int]) -> None:
+        async def ask_lane(lane: int, positions: Sequence[int]) -> ShardNotHere | None:
             for part in _in_calls(requests, positions):
-                by_shard: dict[int, list[int]] = {}
-                for position in part:
-                    shard = shard_of(requests[position].thing_name, self._shard_count)
-                    by_shard.setdefault(shard, []).append(position)
-                batches = [
-                    (shard, Batch("", 0, [_direct(requests[position]) for position in found]))
-                    for shard, found in by_shard.items()
-                ]
-                reference = self._actors[lane].ask_many.remote(msgspec.msgpack.encode(batches))
-                answers = _decode_replies(await _Answer(reference, batches[0][0], ANSWER_TIMEOUT_S))
-                asked = [position for found in by_shard.values() for position in found]
-                replies.update(zip(asked, answers, strict=True))
+                try:
+                    replies.update(await self._ask_part(lane, requests, part))
+                except ShardNotHere as refusal:
+                    # What comes after it may be of the same things.
+                    return refusal
+            return None
 
-        await asyncio.gather(*(ask_lane(lane, positions) for lane, positions in of_lanes.items()))
+        while len(replies) < len(requests):
+            of_lanes: dict[int, list[int]] = {}
+            for position, request in enumerate(requests):
+                if position not in replies:
+                    of_lanes.setdefault(self.lane_of(self._shard_of(request)), []).append(position)
+            refusals = await asyncio.gather(*(ask_lane(*each) for each in of_lanes.items()))
+            refusal = next(filter(None, refusals), None)
+            if refusal is not None:
+                await patience.again_after(refusal)
         return [replies[position] for position in range(len(requests))]
 
-    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
-        """Apply (shard, batch) pairs of one lane; ShardUnavailable means that they may or may not have been applied."""
-        reference = self._actors[lane].submit.remote(msgspec.msgpack.encode(batches))
-        return decode_outcome(await _Answer(reference, batches[0][0], ANSWER_TIMEOUT_S))
-
-    async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        answers = [
-            _Answer(reference, index, LONG_ANSWER_TIMEOUT_S) for index, reference in enumerate(references)
+    async def _ask_part(
+        self, lane: int, requests: Sequence[Request], part: Sequence[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        by_shard: dict[int, list[int]] = {}
+        for position in part:
+            by_shard.setdefault(self._shard_of(requests[position]), []).append(position)
+        batches = [
+            (shard, Batch("", 0, [_direct(requests[position]) for position in found]))
+            for shard, found in by_shard.items()
         ]
-        return list(await asyncio.gather(*(answer._wait() for answer in answers)))
+        encoded = msgspec.msgpack.encode(batches)
+        answers = _decode_replies(
+            await self._homes.call(self._homes.lanes[lane], "ask_many", encoded, shard=batches[0][0])
+        )
+        asked = [position for found in by_shard.values() for position in found]
+        return zip(asked, answers, strict=True)
+
+    async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        """Apply (shard, batch) pairs, each where its shard is now; return what they brought about together.
+
+        ShardUnavailable means that some, all or none may have been applied.
+        """
+        while True:
+            version = self.version
+            try:
+                return await self._submit(batches)
+            except WorldError as error:
+                with contextlib.suppress(StoreError):
+                    await self._homes.refresh()
+                if not isinstance(error, ShardNotHere) or version == self.version:
+                    raise
+
+    async def _submit(self, batches: Sequence[tuple[int, Batch]]) -> Outcome:
+        homes = self._homes.placement.homes
+        by_home: dict[str, list[tuple[int, Batch]]] = {}
+        for pair in batches:
+            by_home.setdefault(homes[pair[0]], []).append(pair)
+        # All of them have answered when the first refusal is told: nothing of this is under way when it is repeated.
+        results = await asyncio.gather(
+            *(
+                self._homes.call(home, "submit", msgspec.msgpack.encode(pairs), shard=pairs[0][0])
+                for home, pairs in by_home.items()
+            ),
+            return_exceptions=True,
+        )
+        outcome = Outcome([], [])
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            part = decode_outcome(result)
+            outcome.publishes.extend(part.publishes)
+            outcome.replies.extend(part.replies)
+        return outcome
 
     async def create_group(self, group: Group) -> None:
         """Create a simulated group, all its devices at tick 0; ModelError if the name is taken by another group."""
         order = encode(GroupOrder.of(group))
         # First all are asked, so that none has made its part when another one refuses.
-        await self._ask_all("check_group", order)
-        await self._ask_all("create_group", order)
+        await self._homes.ask_each("check_group", order)
+        await self._homes.ask_each("create_group", order)
 
     async def delete_group(self, name: str) -> None:
         """Remove a simulated group with all its twins; removing one that is not there changes nothing."""
-        await self._ask_all("delete_group", name)
+        await self._homes.ask_each("delete_group", name)
 
     async def group_names(self) -> list[str]:
         """Return the names of the simulated groups."""
-        return sorted({name for names in await self._ask_all("group_names") for name in names})
+        return sorted({name for names in await self._homes.ask_each("group_names") for name in names})
 
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
         summaries: dict[str, TickSummary] = {}
-        parts = [_decode_summaries(part) for part in await self._ask_all("tick", encode(list(orders)))]
+        encoded = encode(list(orders))
+        parts = [_decode_summaries(part) for part in await self._homes.ask_each("tick", encoded)]
         for order, of_actors in zip(orders, zip(*parts, strict=True), strict=True):
             total = sum(of_actors, TickSummary())
             known = summaries.get(order.group)
@@ -267,21 +307,31 @@ class RayFleet:
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
         wanted = None if columns is None else frozenset(columns) | {"name"}
-        tables = [table for table in await self._ask_all("twins_table", wanted) if table.num_columns]
+        tables = [table for table in await self._homes.ask_each("twins_table", wanted) if table.num_columns]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""
-        return combine_digest([leaf for leaves in await self._ask_all("digest_leaves") for leaf in leaves])
+        return combine_digest(
+            [leaf for leaves in await self._homes.ask_each("digest_leaves") for leaf in leaves]
+        )
 
     async def status(self, lane: int) -> HostStatus:
         """Return what the shard actor of a lane does at present."""
-        status: HostStatus = await _Answer(self._actors[lane].status.remote(), lane, ANSWER_TIMEOUT_S)
+        status: HostStatus = await self._homes.call(self._homes.lanes[lane], "status", shard=lane)
         return status
+
+    async def move_shard(self, shard: int, target: str) -> None:
+        """Return when a shard is served by an actor, or by one on a node; what it is asked meanwhile waits some 10 ms.
+
+        PlacementError if there is no such shard, actor or node. WorldError if a part that it takes does not answer: the
+        move is still wanted then, and made up for by the platform's supervisor.
+        """
+        await ShardMover(self._homes).move_shard(shard, target)
 
     async def close(self) -> None:
         """Let go of the actors; they live on."""
-        self._actors = []
+        self._homes.store.close()
 
 
 def _in_calls(requests: Sequence[Request], positions: Sequence[int]) -> Iterator[list[int]]:
@@ -303,9 +353,9 @@ def _direct(request: Request) -> Request:
     return msgspec.structs.replace(request, is_direct=True)
 
 
-def find_fleet(shard_count: int, actor_count: int) -> RayFleet:
-    """Return the fleet of the Ray cluster that this process is part of; its shard actors must run."""
-    return RayFleet([ray.get_actor(actor_name(index)) for index in range(actor_count)], shard_count)
+def find_fleet(redis_url: str) -> RayFleet:
+    """Return the fleet of the Ray cluster that this process is part of; its placement stands in that Redis."""
+    return RayFleet(Homes(redis_url))
 
 
 async def connect(endpoints: Endpoints) -> RayFleet:
@@ -314,6 +364,4 @@ async def connect(endpoints: Endpoints) -> RayFleet:
     PlatformNotRunning if it does not answer. The end of the process, or `ray.shutdown()`, leaves the cluster.
     """
     join(endpoints)
-    gateway: Any = ray.get_actor(GATEWAY_NAME)
-    layout: Mapping[str, int] = await gateway.layout.remote()
-    return find_fleet(layout["shard_count"], layout["shard_actor_count"])
+    return find_fleet(endpoints.redis.url)

@@ -58,10 +58,17 @@ decode_orders: Final = msgspec.msgpack.Decoder(list[TickOrder]).decode
 decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
+class ShardOrder(msgspec.Struct, frozen=True):
+    """Which shards a host is to serve from now on, beside those that it serves; see `HostSettings`."""
+
+    shards: tuple[int, ...]
+    is_predecessor_gone: bool
+
+
 class HostStatus(msgspec.Struct, frozen=True):
     """What a host does at present; `queue_length` counts announcements that wait for the bridge.
 
-    `lost_shards` were served here until another process took them over.
+    `lost_shards` were served here until another process took them over; before it `is_open` it can't serve any.
     """
 
     pid: int
@@ -74,6 +81,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     journal_entry_count: int
     dropped_announcement_count: int
     lost_shards: tuple[int, ...] = ()
+    is_open: bool = False
 
 
 class ShardHost:
@@ -106,12 +114,32 @@ class ShardHost:
 
     def _settled(self) -> ShardKeeper:
         """Return the keeper with nothing in doubt and its lease in force; every call begins with it."""
-        if self._keeper is None:
-            raise StoreError("this process has not opened its shards yet", retryable=True)
-        late = self._keeper.settle()
+        keeper = self._opened()
+        late = keeper.settle()
         if late:
             self._announce(late)
+        return keeper
+
+    def _opened(self) -> ShardKeeper:
+        if self._keeper is None:
+            raise StoreError("this process has not opened its shards yet", retryable=True)
         return self._keeper
+
+    # Shards that move
+
+    def read_ahead(self, shards: Sequence[int]) -> None:
+        """Read the past of shards that are about to come, while their present host serves them."""
+        for number in shards:
+            self._opened().read_ahead(number)
+
+    def release_shards(self, shards: Sequence[int]) -> list[int]:
+        """Serve shards no more; return those that were served until now. All that they took in is in their journals."""
+        return self._settled().release(shards)
+
+    def open_shards(self, encoded: bytes) -> None:
+        """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
+        order = msgspec.msgpack.decode(encoded, type=ShardOrder)
+        self._settled().open_shards(order.shards, is_predecessor_gone=order.is_predecessor_gone)
 
     # The path of devices
 
@@ -186,43 +214,42 @@ class ShardHost:
 
     # Simulated fleets
 
-    def check_group(self, encoded: bytes) -> None:
-        """Raise ModelError if this host could not create its part of a simulated group."""
+    def check_group(self, shards: Sequence[int], encoded: bytes) -> None:
+        """Raise ModelError if these shards could not create their part of a simulated group."""
         group = decode_group_order(encoded).group()
-        for shard in self._settled().all().values():
+        for shard in self._settled().shards(shards).values():
             shard.check_group(group)
 
-    def create_group(self, encoded: bytes) -> None:
-        """Create this host's part of a simulated group; ModelError if it can't be."""
-        self.check_group(encoded)
+    def create_group(self, shards: Sequence[int], encoded: bytes) -> None:
+        """Create these shards' part of a simulated group; ModelError if it can't be."""
+        self.check_group(shards, encoded)
         keeper = self._settled()
         order = decode_group_order(encoded)
-        shards = keeper.all()
         keeper.keep([(number, GroupCreated(order)) for number in shards])
         for number in shards:
             with keeper.timed(number) as shard:
                 shard.create_group(order.group())
 
-    def group_names(self) -> list[str]:
-        """Return the names of the simulated groups."""
-        return sorted({name for shard in self._settled().all().values() for name in shard.fleets})
+    def group_names(self, shards: Sequence[int]) -> list[str]:
+        """Return the names of the simulated groups in these shards."""
+        found = self._settled().shards(shards).values()
+        return sorted({name for shard in found for name in shard.fleets})
 
-    def delete_group(self, name: str) -> None:
-        """Remove this host's part of a simulated group."""
+    def delete_group(self, shards: Sequence[int], name: str) -> None:
+        """Remove these shards' part of a simulated group."""
         keeper = self._settled()
-        shards = keeper.all()
         keeper.keep([(number, GroupDeleted(name)) for number in shards])
         for number in shards:
             with keeper.timed(number) as shard:
                 shard.delete_group(name)
 
-    def tick(self, encoded: bytes) -> bytes:
-        """Run tick orders, one after the other, on all shards; return one summary for each order."""
+    def tick(self, shards: Sequence[int], encoded: bytes) -> bytes:
+        """Run tick orders, one after the other, on these shards; return one summary for each order."""
         keeper = self._settled()
         summaries = []
         for order in decode_orders(encoded):
             # Shards without devices of the group have nothing to compute again, and need no marker.
-            holders = [number for number, shard in keeper.all().items() if shard.has_work(order)]
+            holders = [number for number, shard in keeper.shards(shards).items() if shard.has_work(order)]
             keeper.keep([(number, Ticked(order)) for number in holders])
             total = TickSummary()
             for number in holders:
@@ -235,13 +262,15 @@ class ShardHost:
 
     # Questions
 
-    def twins_table(self, columns: frozenset[str] | None) -> pa.Table:
-        """Return the wanted columns of this host's twins."""
-        return arrow_table(part for shard in self._settled().all().values() for part in shard.select(columns))
+    def twins_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
+        """Return the wanted columns of these shards' twins."""
+        found = self._settled().shards(shards).values()
+        return arrow_table(part for shard in found for part in shard.select(columns))
 
-    def digest_leaves(self) -> list[tuple[str, int, bytes]]:
-        """Return the leaves of the fleet's digest that this host holds."""
-        return [leaf for shard in self._settled().all().values() for leaf in shard.digest_leaves()]
+    def digest_leaves(self, shards: Sequence[int]) -> list[tuple[str, int, bytes]]:
+        """Return the leaves of the fleet's digest that these shards hold."""
+        found = self._settled().shards(shards).values()
+        return [leaf for shard in found for leaf in shard.digest_leaves()]
 
     def close(self) -> None:
         """Write all shards down, so that the next start is quick, and let go of the journal."""
@@ -320,6 +349,11 @@ class ShardActor(ShardHost):
         assert self._keeper is not None, "it has just been opened"
         time.sleep(max(0.0, self._keeper.wait_s()))
 
+    @ray.method(concurrency_group="ahead")
+    def read_ahead_beside(self, shards: Sequence[int]) -> None:
+        """Do as `read_ahead`, while the shards that are here are served."""
+        self.read_ahead(shards)
+
     @ray.method(concurrency_group="control")
     def status(self) -> HostStatus:
         """Return what this host does at present, also while it is busy."""
@@ -336,6 +370,7 @@ class ShardActor(ShardHost):
             0 if keeper is None else keeper.entry_count,
             self._outlet.dropped_count,
             () if keeper is None else tuple(keeper.lost),
+            keeper is not None,
         )
 
     @ray.method(concurrency_group="control")

@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from actors.actor_settings import HostSettings
-from actors.errors import LocationError, ShardFenced, ShardUnavailable, StoreError
+from actors.errors import LocationError, ShardFenced, ShardNotHere, StoreError
 from actors.journal import (
     Applied,
     GroupCreated,
@@ -30,7 +30,6 @@ from actors.journal import (
     Record,
     Ticked,
     parse_position,
-    position_text,
 )
 from actors.snapshots import BackgroundWriter, SnapshotStore, SnapshotWriter
 from actors.wall_clock import boot_time_s
@@ -67,7 +66,7 @@ class _Held:
 
 
 class ShardKeeper:
-    """The shards that the settings name, with their journals and snapshots, once `open` has returned."""
+    """The shards that are open in this process, with their journals and snapshots."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class ShardKeeper:
         *,
         clock_s: Callable[[], float] = boot_time_s,
     ) -> None:
-        """Prepare the shards; their journal and snapshots are where the settings say, unless they are given.
+        """Prepare for shards; their journal and snapshots are where the settings say, unless they are given.
 
         `clock_s` must never be set, and run on while this process is held up.
         """
@@ -90,6 +89,8 @@ class ShardKeeper:
         self._writer = SnapshotWriter(snapshots) if snapshots else BackgroundWriter(self._snapshots)
         self._clock_s = clock_s
         self._held: dict[int, _Held] = {}
+        # Read for shards that are about to come here.
+        self._read_ahead: dict[int, _Held] = {}
         self._confirmed_s = float("-inf")
         self._asks_from_s = float("-inf")
         # When the next snapshot may be written to keep the way back short.
@@ -98,15 +99,32 @@ class ShardKeeper:
         self._late: list[Publish] = []
 
     def open(self) -> None:
-        """Take over the shards: fence their former keeper, then read their past."""
+        """Take over the shards that the settings name: fence their former keeper, then read their past."""
         self._journal.require_shard_count(self._settings.shard_count)
-        for number in self._settings.shards:
-            self._held[number] = self._open_shard(number)
-            self.lost.discard(number)
+        self.open_shards(self._settings.shards, is_predecessor_gone=self._settings.is_predecessor_gone)
         # What has been read back stays; the garbage collector need not go through it again and again.
         gc.freeze()
 
-    def _open_shard(self, number: int) -> _Held:
+    def open_shards(self, numbers: Sequence[int], *, is_predecessor_gone: bool) -> None:
+        """Take over more shards; those that are open stay so."""
+        for number in numbers:
+            if number not in self._held:
+                self._held[number] = self._open_shard(number, is_predecessor_gone=is_predecessor_gone)
+                self.lost.discard(number)
+
+    def read_ahead(self, number: int) -> None:
+        """Read a shard's past while another process serves it: opening it here is then a matter of milliseconds.
+
+        May be called beside everything else, in another thread.
+        """
+        if number not in self._held:
+            self._read_ahead[number] = self._read(number)
+
+    def release(self, numbers: Sequence[int]) -> list[int]:
+        """Let go of shards, whose journals have all of them; return those that were open. To be called settled."""
+        return [number for number in numbers if self._held.pop(number, None) is not None]
+
+    def _open_shard(self, number: int, *, is_predecessor_gone: bool) -> _Held:
         written = self._snapshots.newest_position(number)
         if written is not None and self._journal.last_position(number) < parse_position(written):
             raise StoreError(
@@ -115,8 +133,8 @@ class ShardKeeper:
             )
         epoch = self._fence(number)
         marked_s = self._clock_s()
-        held = self._read(number)
-        is_alone = epoch == 1 or self._settings.is_predecessor_gone
+        held = self._read_on(number)
+        is_alone = epoch == 1 or is_predecessor_gone
         held.serves_from_s = marked_s if is_alone else marked_s + LEASE_S
         return held
 
@@ -130,6 +148,14 @@ class ShardKeeper:
             self._make_room(self._read(number))
             return self._journal.open(number)
 
+    def _read_on(self, number: int) -> _Held:
+        """Return a shard as `_read`, from where reading ahead has come, unless the journal was trimmed beyond that."""
+        held = self._read_ahead.pop(number, None)
+        if held is None or not self._is_reached_by(held):
+            return self._read(number)
+        self._catch_up(held)
+        return held
+
     def _read(self, number: int) -> _Held:
         """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
         found = self._snapshots.newest(number)
@@ -139,18 +165,22 @@ class ShardKeeper:
         return held
 
     def _require_reach(self, held: _Held) -> None:
-        """Raise StoreError if the journal begins after what has been read: entries between them are missing."""
-        number = held.shard.number
-        first, (epoch, sequence) = self._journal.first_position(number), parse_position(held.position)
+        if not self._is_reached_by(held):
+            raise StoreError(
+                f"the journal of shard {held.shard.number} begins after its newest snapshot ({held.position}): the "
+                "snapshots lie elsewhere; start with --snapshots and the place where they were written, or move them "
+                "here"
+            )
+
+    def _is_reached_by(self, held: _Held) -> bool:
+        """Tell whether the journal has all entries after what has been read."""
+        first, (epoch, sequence) = (
+            self._journal.first_position(held.shard.number),
+            parse_position(held.position),
+        )
         # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first,
         # which may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
-        if first is None or first <= (epoch, sequence + 1) or first == (epoch + 1, 0):
-            return
-        raise StoreError(
-            f"the journal of shard {number} begins at {position_text(first)}, after its newest snapshot "
-            f"({held.position}): the snapshots lie elsewhere; start with --snapshots and the place where they were "
-            "written, or move them here"
-        )
+        return first is None or first <= (epoch, sequence + 1) or first == (epoch + 1, 0)
 
     def _make_room(self, held: _Held) -> None:
         """Let the journal go that a snapshot can stand for: a full store takes no marker, but that it allows."""
@@ -180,18 +210,18 @@ class ShardKeeper:
         return max((held.serves_from_s - self._clock_s() for held in self._held.values()), default=0.0)
 
     def shard(self, number: int) -> Shard:
-        """Return a shard to be served; ShardUnavailable if it is not open here, or not yet to be served."""
+        """Return a shard to be served; ShardNotHere if it is not open here, or not yet to be served."""
         held = self._held.get(number)
         if held is None:
             where = "another process has taken it over" if number in self.lost else "it is not open here"
-            raise ShardUnavailable(number, where)
+            raise ShardNotHere(number, where)
         if self._clock_s() < held.serves_from_s:
-            raise ShardUnavailable(number, "its former host may still serve it for a moment")
+            raise ShardNotHere(number, "its former host may still serve it for a moment")
         return held.shard
 
-    def all(self) -> Mapping[int, Shard]:
-        """Return all shards that are open here, to be served; ShardUnavailable if one is not yet to be."""
-        return {number: self.shard(number) for number in self._held}
+    def shards(self, numbers: Iterable[int]) -> Mapping[int, Shard]:
+        """Return shards to be served; ShardNotHere if that is not so of one of them."""
+        return {number: self.shard(number) for number in numbers}
 
     def settle(self) -> list[Publish]:
         """Make sure that the shards are still ours, and clear up what a failed append has left open.
@@ -253,7 +283,7 @@ class ShardKeeper:
     def keep(self, records: Sequence[tuple[int, Record]]) -> None:
         """Journal records of open shards; they must be applied then, in this order, before anything else is kept.
 
-        ShardUnavailable if nothing was kept. StoreError, or ShardFenced, if it is unknown which were; none of them
+        ShardNotHere if nothing was kept. StoreError, or ShardFenced, if it is unknown which were; none of them
         may be applied by the caller then.
         """
         if not records:

@@ -17,6 +17,7 @@ from twinfleet import (
     __version__,
     commands_audit,
     commands_certificate,
+    commands_cluster,
     commands_device,
     commands_fleet,
     commands_key,
@@ -50,6 +51,7 @@ app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
 app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
+app.add_typer(commands_cluster.app, name="cluster")
 app.add_typer(commands_audit.app, name="audit")
 app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
     commands_run.run

@@ -24,6 +24,7 @@ _ANSWER_TIMEOUT_S: Final = 120.0
 # A request that may be repeated is: a shard or a store that restarts is back within seconds.
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 1.0
+_PLACEMENT: Final = "/v1/cluster/placement"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,22 @@ class OperatorClient:
     def cluster(self) -> Document:
         """Return the state of the platform's processes."""
         return self._ask("GET", "/v1/cluster")
+
+    def placement(self) -> Document:
+        """Return which shard actor on which node serves each shard, and what has yet to move."""
+        return self._ask("GET", _PLACEMENT)
+
+    def move_shard(self, shard: int, target: str) -> Document:
+        """Have a shard moved to a node or one of its shard actors; return the placement with what has yet to move."""
+        return self._ask("POST", f"{_PLACEMENT}/shards/{shard}", body={"target": target})
+
+    def drain_node(self, node: str) -> Document:
+        """Have all shards moved off a node; return the placement with what has yet to move."""
+        return self._ask("POST", f"{_PLACEMENT}/drained/{quote(node, safe='')}")
+
+    def fill_node(self, node: str) -> Document:
+        """Give a drained node its share of the shards again; return the placement with what has yet to move."""
+        return self._ask("DELETE", f"{_PLACEMENT}/drained/{quote(node, safe='')}")
 
     def shadow(self, thing_name: str, shadow_name: str = "") -> Document:
         """Return a shadow document."""

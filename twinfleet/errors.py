@@ -5,6 +5,7 @@ CommandError
 ├── Refused                 1   the platform refuses; its own words
 ├── FilesInTheWay           1   a file that would be written is there already, or cannot be written
 ├── DoesNotStop             1   the platform was told to stop and still runs
+├── DoesNotMove             1   shards were to move and still do not
 └── PlatformUnreachable     3   no platform answers
 
 Errors of `actors` get their exit codes in `cli`.
@@ -40,6 +41,10 @@ class FilesInTheWay(CommandError):
 
 class DoesNotStop(CommandError):
     """The platform was told to stop and still runs."""
+
+
+class DoesNotMove(CommandError):
+    """Shards were to move, and are not yet where they should be."""
 
 
 class PlatformUnreachable(CommandError):

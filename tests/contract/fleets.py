@@ -17,8 +17,9 @@ import msgspec
 import ray
 
 from actors.actor_settings import HostSettings
+from actors.placement import HEAD_NODE, PlacementStore
 from actors.processes import wait_until
-from actors.ray_fleet import RayFleet, open_actor, start_shard_actor
+from actors.ray_fleet import RayFleet, find_fleet, open_actor, start_shard_actor
 from actors.ray_runtime import local_head
 from actors.settings import DataDirectory, read_or_create_secret
 from tests.running_store import running_store
@@ -46,20 +47,20 @@ class RayStage:
     def __init__(self, store_url: str, data_dir: Path, actor_count: int) -> None:
         self.store_url = store_url
         # There is no bridge: what it would publish is dropped.
-        self.actors: list[Any] = [
-            start_shard_actor(f"contract-{secrets.token_hex(4)}") for _ in range(actor_count)
-        ]
+        names = [f"contract-{secrets.token_hex(4)}" for _ in range(actor_count)]
+        placement = PlacementStore.at(store_url).begin(SHARD_COUNT, dict.fromkeys(names, HEAD_NODE))
+        self.actors: list[Any] = [start_shard_actor(name) for name in names]
         self._settings = [
             HostSettings(
                 index,
-                tuple(range(index, SHARD_COUNT, actor_count)),
+                placement.shards_of(name),
                 SHARD_COUNT,
                 store_url,
                 str(data_dir / "snapshots"),
                 _JOURNAL_BYTES_MAX,
                 str(data_dir / "logs" / f"shard-actor-{index}.log"),
             )
-            for index in range(actor_count)
+            for index, name in enumerate(names)
         ]
         open_actor(*self.actors, settings=self._settings)
 
@@ -99,4 +100,4 @@ def ray_stage(data_dir: Path, actor_count: int) -> Iterator[RayStage]:
 def ray_fleet(data_dir: Path, actor_count: int) -> Iterator[RayFleet]:
     """Give a fleet on new shard actors with a new store; Ray must run."""
     with ray_stage(data_dir, actor_count) as stage:
-        yield RayFleet(stage.actors, SHARD_COUNT)
+        yield find_fleet(stage.store_url)

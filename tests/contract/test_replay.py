@@ -13,7 +13,7 @@ import pytest
 
 from actors.fleet import describe_request
 from actors.journal import Journal
-from actors.ray_fleet import RayFleet
+from actors.ray_fleet import RayFleet, find_fleet
 from actors.shard_keeper import apply_again
 from tests.contract.conftest import START_S
 from tests.contract.fleets import SHARD_COUNT, RayStage, ray_stage
@@ -72,7 +72,7 @@ async def test_a_run_with_killed_processes_ends_as_the_same_sequence_undisturbed
     ray_cluster: None, tmp_path: Path
 ) -> None:
     with ray_stage(tmp_path, 2) as stage:
-        fleet = RayFleet(stage.actors, SHARD_COUNT)
+        fleet = find_fleet(stage.store_url)
         await run_in_pieces(fleet, stage)
         digest = await fleet.digest()
         expected = undisturbed(stage)

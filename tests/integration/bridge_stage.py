@@ -28,6 +28,7 @@ class Desk:
 
     shard_count = SHARD_COUNT
     lane_count = 2
+    version = 0
 
     def __init__(self, answer: Callable[[Request], list[Publish]] = lambda _request: []) -> None:
         self.submissions: list[tuple[int, list[tuple[int, Batch]]]] = []
@@ -249,6 +250,7 @@ class ShardLanes:
 
     shard_count = SHARD_COUNT
     lane_count = 2
+    version = 0
 
     def __init__(self, shards: Sequence[Shard] = ()) -> None:
         self._shards = shards or [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]

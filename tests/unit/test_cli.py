@@ -96,6 +96,7 @@ def test_the_issues_commands_are_there() -> None:
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
         *(("provisioning", "claim", name) for name in ("create", "list", "revoke")),
+        *(("cluster", name) for name in ("list", "move", "drain")),
         *(("audit", name) for name in ("run", "check")),
     }
     assert {tuple(path) for path in command_paths()} == expected

@@ -1,0 +1,99 @@
+"""Brings shards to the actors in which the placement wants them; what it does may be broken off anywhere, and repeated.
+
+The next host reads the shard ahead while the present one serves it. Only then the present one lets go and the next one
+opens it: between the two a thing waits some ten milliseconds, however many twins the shard has. Who finds a shard at
+neither place opens it again, at the cost of a lease, because somebody may have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from actors.errors import WorldError
+from actors.homes import Homes
+from actors.placement import Placement
+from actors.shard_actor import ShardOrder
+
+_LOG: Final = logging.getLogger(__name__)
+# A shard of 100,000 twins is written down, or read, in about a second; the others of its host wait meanwhile.
+_STEP_TIMEOUT_S: Final = 30.0
+
+
+class ShardMover:
+    """Moves shards, one at a time. Two movers at the same time do no harm and no good."""
+
+    def __init__(self, homes: Homes) -> None:
+        self._homes = homes
+
+    async def move_shard(self, shard: int, target: str) -> Placement:
+        """Return the placement after a shard has moved to an actor, or to a node; the wish stands if it fails.
+
+        PlacementError if there is no such shard, actor or node; WorldError if a part that it takes does not answer.
+        """
+        wanted = await self._change(lambda placement: placement.moved_to(shard, target))
+        await self.carry_out(shard, wanted)
+        return self._homes.placement
+
+    async def carry_out_all(self) -> list[str]:
+        """Move shards to where they are wanted, and open those that are nowhere; return what was not possible."""
+        await self._homes.refresh()
+        placement = self._homes.placement
+        problems = []
+        for shard in placement.pending():
+            try:
+                await self.carry_out(shard, placement)
+            except WorldError as error:
+                problems.append(f"shard {shard} stays with {placement.homes[shard]} for now: {error}")
+        for actor in placement.nodes:
+            try:
+                await self._open_missing(actor)
+            except WorldError as error:
+                problems.append(f"{actor} lacks shards: {error}")
+        return problems
+
+    async def _open_missing(self, actor: str) -> None:
+        """Open the shards that an actor should have and has not, because a move was broken off."""
+        status = await self._homes.call(actor, "status", shard=-1)
+        for shard in self._homes.placement.shards_of(actor):
+            if shard not in status.shards and status.is_open:
+                _LOG.warning("shard %d is opened again in %s", shard, actor)
+                await self._open(shard, actor, is_released=False)
+
+    async def carry_out(self, shard: int, placement: Placement) -> None:
+        """Bring a shard to where a placement wants it; nothing has changed for its things if an actor does not answer.
+
+        Its present host may have died: all that it has accepted is in the shard's journal.
+        """
+        home, target = placement.homes[shard], placement.wanted[shard]
+        if home != target:
+            await self._tell(target, "read_ahead_beside", shard)
+            is_released = await self._is_released(shard, home)
+            await self._open(shard, target, is_released=is_released)
+            _LOG.info("shard %d moved from %s to %s", shard, home, target)
+        await self._homes.refresh()
+
+    async def _is_released(self, shard: int, home: str) -> bool:
+        """Tell whether a host has just let go of a shard; if not, it may yet think that it has it."""
+        try:
+            return shard in await self._tell(home, "release_shards", shard)
+        except WorldError:
+            return False
+
+    async def _open(self, shard: int, target: str, *, is_released: bool) -> None:
+        order = msgspec.msgpack.encode(ShardOrder((shard,), is_released))
+        await self._homes.call(target, "open_shards", order, shard=shard, timeout_s=_STEP_TIMEOUT_S)
+        await self._change(lambda placement: placement.has_moved(shard, target))
+
+    async def _change(self, change: Callable[[Placement], Placement]) -> Placement:
+        return await asyncio.to_thread(self._homes.store.change, change)
+
+    async def _tell(self, actor: str, method: str, shard: int) -> list[int]:
+        answer: list[int] = await self._homes.call(
+            actor, method, [shard], shard=shard, timeout_s=_STEP_TIMEOUT_S
+        )
+        return answer
