@@ -33,7 +33,7 @@ _decode: Final = msgspec.json.Decoder(Event).decode
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done in a trial."""
+    """How much is done in a trial; `blows` is how often something is killed, a lasting fault strikes once."""
 
     things: int
     rate: int
@@ -42,7 +42,7 @@ class Size:
 
 
 SHORT: Final = Size(things=6, rate=60, blows=1, is_full=False)
-FULL: Final = Size(things=8, rate=120, blows=3, is_full=True)
+FULL: Final = Size(things=8, rate=120, blows=2, is_full=True)
 
 
 class TrialFailed(Exception):

@@ -200,7 +200,8 @@ class ClockJump(Fault):
         (stage.seams / "clock").unlink()
 
 
-# How long things last: in a short trial as long as it takes to be noticed, at full size as long as operators fear.
+# How long things last: in a short trial as long as it takes to be noticed, at full size as long as operators fear. Who
+# stands still for ten seconds is replaced.
 _ALL: Final = (
     Kill("shard actor"),
     Kill("bridge", redelivers=True),
@@ -210,14 +211,14 @@ _ALL: Final = (
     Kill("supervisor", redelivers=True, ends_platform=True),
     Kill("gcs"),
     Kill("raylet", redelivers=True),
-    Pause("shard actor", lasts_s=(12.0, 25.0)),
-    Pause("bridge", lasts_s=(3.0, 25.0), redelivers=True),
-    Pause("store", lasts_s=(3.0, 15.0)),
-    Pause("broker", lasts_s=(3.0, 25.0), redelivers=True),
-    Down("store", lasts_s=(3.0, 30.0)),
-    Down("broker", lasts_s=(3.0, 30.0), redelivers=True),
-    DiskFull(lasts_s=(2.0, 15.0)),
-    SlowDisk(lasts_s=(3.0, 20.0)),
-    ClockJump(lasts_s=(2.0, 10.0)),
+    Pause("shard actor", lasts_s=(11.0, 20.0)),
+    Pause("bridge", lasts_s=(2.0, 20.0), redelivers=True),
+    Pause("store", lasts_s=(2.0, 20.0)),
+    Pause("broker", lasts_s=(2.0, 20.0), redelivers=True),
+    Down("store", lasts_s=(2.0, 30.0)),
+    Down("broker", lasts_s=(2.0, 30.0), redelivers=True),
+    DiskFull(lasts_s=(2.0, 10.0)),
+    SlowDisk(lasts_s=(2.0, 10.0)),
+    ClockJump(lasts_s=(1.0, 5.0)),
 )
 FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}

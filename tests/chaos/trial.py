@@ -59,9 +59,10 @@ class Trial:
         begun_s = time.monotonic()
         found: dict[str, Any] = {}
         try:
-            for _ in range(self._size.blows):
+            duration_s = self._fault.lasts_s[self._size.is_full]
+            for _ in range(1 if duration_s else self._size.blows):
                 self._auditor.wait_for_load(self._draws)
-                self._recoveries_s.append(self._strike())
+                self._recoveries_s.append(self._strike(duration_s))
             found = self._auditor.conclude()
         except TrialFailed as problem:
             self._failures.append(f"{problem}; {self._stage.state()}")
@@ -82,14 +83,14 @@ class Trial:
             failure="; ".join(self._failures),
         )
 
-    def _strike(self) -> float:
+    def _strike(self, duration_s: float) -> float:
         """Break something and mend it; return how long a thing was not served, at most, from then on."""
         auditor, fault, stage = self._auditor, self._fault, self._stage
         struck_s = time.monotonic()
         fault.strike(stage, self._draws)
         self._kill_count += fault.is_kill
         try:
-            again_count = fault.last(stage, fault.lasts_s[self._size.is_full])
+            again_count = fault.last(stage, duration_s)
             self._kill_count += again_count
         finally:
             mended_s = time.monotonic()
