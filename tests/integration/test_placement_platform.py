@@ -32,7 +32,8 @@ def hosts(platform: RunningPlatform) -> dict[int, int]:
     return {shard: process["pid"] for process in processes for shard in process["shards"]}
 
 
-def test_a_shard_is_moved_and_its_things_with_it(placed: RunningPlatform, name: str) -> None:
+def test_a_shard_is_moved_and_its_things_with_it(placed: RunningPlatform) -> None:
+    name = "removed-lamp"
     shard = shard_of(name, SHARD_COUNT)
     placed.done("twin", "set", name, "level=1")
     home, host = homes(placed)[shard], hosts(placed)[shard]
