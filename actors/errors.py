@@ -6,6 +6,7 @@ ActorsError
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
+│   ├── Overloaded                  too many calls to one part are under way       (retryable)
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
@@ -95,6 +96,14 @@ class ShardUnavailable(WorldError):
         super().__init__(f"shard {shard} does not answer: {reason}; try again", retryable=True)
         self.shard = shard
         self.reason = reason
+
+
+class Overloaded(WorldError):
+    """Too many calls to one part are under way; this one was not made, and others may go through meanwhile."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"too many requests are under way to {subject}; try again", retryable=True)
+        self.subject = subject
 
 
 class ShardFenced(WorldError):

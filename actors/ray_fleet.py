@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME, GATEWAY_NAME
+from actors.calls import CallLimit
 from actors.errors import ShardUnavailable, WorldError
 from actors.fleet import JsonObject
 from actors.ray_runtime import join
@@ -40,6 +41,12 @@ from twins.sharding import shard_of
 ANSWER_TIMEOUT_S: Final = 5.0
 # Whole fleets take longer to create, to tick and to be read: a million twins take about a second.
 LONG_ANSWER_TIMEOUT_S: Final = 120.0
+# Calls of this process to one shard actor that are under way at a time. One that keeps up has answered so many in less
+# than 0.1 s; one that hangs holds so many requests of this process, and no more.
+CALL_COUNT_MAX: Final = 64
+# Of each handle, also of those that travel to tasks and actors of others; then `remote` raises Ray's own
+# PendingCallsLimitExceeded. What is to be bounded first is bounded by CALL_COUNT_MAX.
+_PENDING_COUNT_MAX: Final = 1_000
 # Any share of a processor: with none at all Ray places actors at random.
 _CPU_SHARE: Final = 0.01
 
@@ -79,6 +86,7 @@ def start_shard_actor(name: str) -> Any:
         concurrency_groups={"control": 1},
         # In Ray's ordered mode one lost call can hold up all that come after it, for good.
         allow_out_of_order_execution=True,
+        max_pending_calls=_PENDING_COUNT_MAX,
     )
 
 
@@ -175,6 +183,7 @@ class RayFleet:
     def __init__(self, actors: Sequence[Any], shard_count: int) -> None:
         self._actors = list(actors)
         self._shard_count = shard_count
+        self._limits = [CallLimit(f"shard actor {lane}", CALL_COUNT_MAX) for lane in range(len(self._actors))]
 
     @property
     def shard_count(self) -> int:
@@ -198,8 +207,13 @@ class RayFleet:
     async def ask(self, request: Request) -> Reply:
         """Return the answer to one request; what it changed is announced through the bridge."""
         shard = shard_of(request.thing_name, self._shard_count)
-        reference = self._actors[self.lane_of(shard)].ask.remote(encode(request))
-        return _decode_reply(await _Answer(reference, shard, ANSWER_TIMEOUT_S))
+        return _decode_reply(await self._call(shard, "ask", encode(request)))
+
+    def _call(self, shard: int, method: str, encoded: bytes) -> _Answer:
+        """Call the actor of a shard; Overloaded, and no call, if too many are under way to it."""
+        lane = self.lane_of(shard)
+        answer = self._limits[lane].begin(lambda: getattr(self._actors[lane], method).remote(encoded))
+        return _Answer(answer, shard, ANSWER_TIMEOUT_S)
 
     async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
         """Return the answers to many requests, in their order; the lanes work at once, a call at a time each."""
@@ -219,8 +233,8 @@ class RayFleet:
                     (shard, Batch("", 0, [_direct(requests[position]) for position in found]))
                     for shard, found in by_shard.items()
                 ]
-                reference = self._actors[lane].ask_many.remote(msgspec.msgpack.encode(batches))
-                answers = _decode_replies(await _Answer(reference, batches[0][0], ANSWER_TIMEOUT_S))
+                encoded = msgspec.msgpack.encode(batches)
+                answers = _decode_replies(await self._call(batches[0][0], "ask_many", encoded))
                 asked = [position for found in by_shard.values() for position in found]
                 replies.update(zip(asked, answers, strict=True))
 
@@ -229,8 +243,7 @@ class RayFleet:
 
     async def submit(self, lane: int, batches: Sequence[tuple[int, Batch]]) -> Outcome:
         """Apply (shard, batch) pairs of one lane; ShardUnavailable means that they may or may not have been applied."""
-        reference = self._actors[lane].submit.remote(msgspec.msgpack.encode(batches))
-        return decode_outcome(await _Answer(reference, batches[0][0], ANSWER_TIMEOUT_S))
+        return decode_outcome(await self._call(batches[0][0], "submit", msgspec.msgpack.encode(batches)))
 
     async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
         references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
