@@ -1,11 +1,11 @@
 """The world around the core: Ray, sockets, stores, the wall clock, the environment and HTTP.
 
 Reading order (a module imports only modules that stand before it in this list):
-`errors` · `settings` · `logs` · `wall_clock` · `metrics` · `vault` · `pki` · `processes` · `servers` · `broker_log` ·
-`store` · `store_errors` · `placement` · `starts` · `journal` · `locations` · `snapshots` · `registry` ·
-`broker_log_reader` · `broker` · `access` · `sql` · `fleet` · `actor_settings` · `supervisor` · `shard_keeper` ·
-`ray_watcher` · `ray_runtime` · `shard_actor` · `homes` · `shard_mover` · `ray_fleet` ·
+`errors` · `calls` · `settings` · `logs` · `wall_clock` · `metrics` · `vault` · `pki` · `processes` · `servers` ·
+`broker_log` · `store` · `store_errors` · `store_watch` · `placement` · `starts` · `journal` · `locations` ·
+`snapshots` · `registry` · `broker_log_reader` · `broker` · `access` · `sql` · `fleet` · `actor_settings` ·
+`supervisor` · `shard_keeper` · `ray_watcher` · `ray_runtime` · `shard_actor` · `homes` · `shard_mover` · `ray_fleet` ·
 `mqtt_link` · `mqtt_session` · `retained` · `mqtt_retained` · `mqtt_properties` · `mqtt_outbox` · `mqtt_in_flight` ·
-`unheard` · `mqtt_bridge` · `mqtt_events` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` ·
-`gateway` · `provisioning` · `bridge_actor` · `gateway_actor` · `parts` · `pacer` · `cluster`
+`unheard` · `mqtt_bridge` · `mqtt_events` · `queue_watch` · `attempts` · `sessions` · `presence` · `broker_events` ·
+`delta_announcer` · `gateway` · `provisioning` · `bridge_actor` · `gateway_actor` · `parts` · `pacer` · `cluster`
 """

@@ -7,6 +7,7 @@ ActorsError
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
 │   │   └── ShardNotHere            the process that was asked does not serve it   (retryable)
+│   ├── Overloaded                  too many calls to one part are under way       (retryable)
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
@@ -101,6 +102,14 @@ class ShardUnavailable(WorldError):
 
 class ShardNotHere(ShardUnavailable):
     """The process that was asked does not serve the shard, or not yet; it has done nothing of what it was asked."""
+
+
+class Overloaded(WorldError):
+    """Too many calls to one part are under way; this one was not made, and others may go through meanwhile."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"too many requests are under way to {subject}; try again", retryable=True)
+        self.subject = subject
 
 
 class ShardFenced(WorldError):

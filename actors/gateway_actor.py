@@ -18,6 +18,7 @@ from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls, Pul
 from actors.attempts import AttemptWatch, speaker_of
 from actors.broker import bridge_listener, end_session
 from actors.broker_events import BrokerEvents
+from actors.calls import CallLimit
 from actors.delta_announcer import DeltaAnnouncer
 from actors.errors import BrokerError, WorldError
 from actors.gateway.authentication import Identity
@@ -38,11 +39,13 @@ from actors.placement import PlacementStore
 from actors.provisioning.desk import ProvisioningDesk
 from actors.provisioning.office import ProvisioningOffice
 from actors.provisioning.routes import TemplateOffice, provisioning_routes
+from actors.queue_watch import QueueWatch
 from actors.ray_fleet import RayFleet, find_fleet
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
 from actors.shard_actor import BridgeOutlet
+from actors.store_watch import StoreWatch
 from actors.supervisor import PartStatus
 from actors.vault import Vault
 from actors.wall_clock import WallClock
@@ -50,6 +53,11 @@ from twins.messages import Publish, encode
 
 # A question for a status is answered beside other work, in milliseconds.
 _STATUS_TIMEOUT_S: Final = 5.0
+# Messages of HTTP requests that the bridge is to publish at a time. While the broker is away it takes none, and these
+# wait; all others are told to come again, and whoever wants something else of the gateway is served.
+_PUBLISH_COUNT_MAX: Final = 64
+# A round to the broker takes milliseconds; a broker that restarts is back in less.
+_PUBLISH_TIMEOUT_S: Final = 10.0
 decode_statuses: Final = msgspec.msgpack.Decoder(list[PartStatus]).decode
 # Counts of the bridge's statistics that are of use as metrics, by the name of the metric.
 _BRIDGE_TOTALS: Final = {
@@ -80,6 +88,9 @@ class ClusterView:
         self._fleet = fleet
         self.access: Final = access
         self._outlet = BridgeOutlet(BRIDGE_NAME)
+        self._publishing = CallLimit("the bridge", _PUBLISH_COUNT_MAX)
+        self.store: Final = StoreWatch(settings.redis_url)
+        self.queues: Final = QueueWatch()
         # As the supervisor has told them last.
         self.statuses: Sequence[PartStatus] = ()
         self.https: UrlEndpoint | None = None
@@ -109,7 +120,11 @@ class ClusterView:
         """Return when the broker has taken over a message that the bridge publishes for us."""
         try:
             bridge: Any = ray.get_actor(BRIDGE_NAME)
-            await bridge.publish.remote(encode([message]))
+            call = self._publishing.begin(lambda: bridge.publish.remote(encode([message])))
+            await asyncio.wait_for(call, _PUBLISH_TIMEOUT_S)
+        except TimeoutError:
+            text = "the broker does not take the message at present, and may get it later; try again"
+            raise BrokerError(text, retryable=True) from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except (ray.exceptions.RayError, ValueError) as error:
@@ -122,6 +137,8 @@ class ClusterView:
             ProcessStatus(
                 "gateway", os.getpid(), totals={"announcements_dropped": self._outlet.dropped_count}
             ),
+            await self.store.status(),
+            self.queues.status(),
             await self._bridge(),
             *await self._shard_actors(),
         ]
@@ -301,7 +318,7 @@ class GatewayActor:
             thing_of=speaker_of(registry.certificates),
             end_session=lambda client_id: view.end_sessions([client_id]),
         )
-        await events.start(app.state.certificates, self._desk, deltas, attempts)
+        await events.start(app.state.certificates, self._desk, deltas, attempts, view.queues)
         devices = create_device_app(
             fleet=fleet,
             messaging=view.messaging,
@@ -346,6 +363,7 @@ class GatewayActor:
             self._registry = None
         if self._view is not None:
             await self._view.notes.close()
+            await self._view.store.close()
             self._view = None
 
     async def pulse(self, statuses: bytes) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors.calls import CallLimit
 from actors.errors import ShardNotHere, ShardUnavailable, StoreError, WorldError
 from actors.placement import Placement, PlacementStore
 
@@ -25,6 +26,9 @@ from actors.placement import Placement, PlacementStore
 ANSWER_TIMEOUT_S: Final = 5.0
 # Whole fleets take longer to create, to tick and to be read: a million twins take about a second.
 LONG_ANSWER_TIMEOUT_S: Final = 120.0
+# Calls of this process to one shard actor that are under way at a time. One that keeps up has answered so many in less
+# than 0.1 s; one that hangs holds so many requests of this process, and no more.
+CALL_COUNT_MAX: Final = 64
 # A shard that is handed over is served again after some 10 ms.
 _ASK_AGAIN_S: Final = 0.02
 # Handles whose references nobody awaits have no other way to learn of a move.
@@ -61,6 +65,7 @@ class Homes:
         self._url = url
         self._store = PlacementStore.at(url)
         self._actors: dict[str, Any] = {}
+        self._limits: dict[str, CallLimit] = {}
         # By actor; a lane stays what it was when its actor has gone.
         self._lanes: dict[str, int] = {}
         self._take(self._store.read())
@@ -128,10 +133,14 @@ class Homes:
         named: Mapping[str, Any] = MappingProxyType({}),
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Any:
-        """Return the answer of an actor; ShardUnavailable, about a shard, if there is none in time."""
+        """Return the answer of an actor; ShardUnavailable, about a shard, if there is none in time.
+
+        Overloaded, and no call, if too many are under way to it.
+        """
         try:
-            reference = getattr(self.actor(name), method).remote(*arguments, **named)
-            return await Answer(reference, shard, timeout_s)
+            called = getattr(self.actor(name), method)
+            limit = self._limits.setdefault(name, CallLimit(f"shard actor {name}", CALL_COUNT_MAX))
+            return await Answer(limit.begin(lambda: called.remote(*arguments, **named)), shard, timeout_s)
         except ShardNotHere:
             raise
         except ShardUnavailable:

@@ -39,7 +39,7 @@ class ProcessStatus:
 
     `role` is one of few words (`gateway`, `bridge`, `shard_actor`, `broker`, `store`, ...), `state` is
     `ready` while it does its work, `reason` says why where it does not. `totals` are counts since the start
-    of the process, by a name in lower case with underscores: `messages_received`.
+    of the process, by a name in lower case with underscores: `messages_received`; `levels` go up and down.
     """
 
     role: str
@@ -50,6 +50,7 @@ class ProcessStatus:
     state: str = "ready"
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
+    levels: Mapping[str, int] = field(default_factory=dict)
 
 
 class GatewayMetrics:
@@ -139,6 +140,7 @@ class _PlatformState(Collector):
         yield self._sum_by_role("twinfleet_twins", "Twins held", "twin_count")
         yield self._sum_by_role("twinfleet_queue_requests", "Requests that wait", "queue_length")
         yield from self._totals()
+        yield from self._levels()
 
     def _sum_by_role(self, name: str, text: str, attribute: str) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=("role",))
@@ -158,3 +160,12 @@ class _PlatformState(Collector):
         for (role, name), total in sorted(sums.items()):
             text = f"{name.replace('_', ' ').capitalize()} since the start of the {role}".replace("_", " ")
             yield CounterMetricFamily(f"twinfleet_{role}_{name}", text, value=total)
+
+    def _levels(self) -> Iterator[Metric]:
+        sums: Tally[tuple[str, str]] = Tally()
+        for process in self._processes:
+            for name, level in process.levels.items():
+                sums[process.role, name] += level
+        for (role, name), level in sorted(sums.items()):
+            text = f"{name.replace('_', ' ').capitalize()} of the {role}".replace("_", " ")
+            yield GaugeMetricFamily(f"twinfleet_{role}_{name}", text, value=level)

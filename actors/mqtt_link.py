@@ -54,6 +54,9 @@ _PUBACK_WORD: Final = 0x40020000
 # Retained messages are not replayed when a subscription is made again (MQTT 5, 3.8.3.1): a replay is no
 # request.
 _NEVER_SEND_RETAINED: Final = 2
+# What the broker says of itself it says again when it has changed, and until then its last word is wanted.
+_SEND_RETAINED: Final = 0
+_OF_BROKER: Final = "$SYS/"
 # gmqtt's warnings repeat what the session reports; its errors are exceptions in handlers, ours among them.
 _GMQTT_LOGGER: Final = logging.getLogger(f"{__name__}.gmqtt")
 _GMQTT_LOGGER.setLevel(logging.ERROR)
@@ -198,7 +201,9 @@ class MqttLink:
                 qos=1,
                 # Or the broker would hide from us which messages it retains.
                 retain_as_published=True,
-                retain_handling_options=_NEVER_SEND_RETAINED,
+                retain_handling_options=_SEND_RETAINED
+                if each.startswith(_OF_BROKER)
+                else _NEVER_SEND_RETAINED,
             )
             for each in topic_filters
         ]

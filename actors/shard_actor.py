@@ -290,8 +290,10 @@ class BridgeOutlet:
     counted: a device that missed its delta gets it with its next `get`.
     """
 
-    # A few megabytes; while the bridge takes nothing, operators and handles are the only ones to fill it.
-    _WAITING_MAX: Final = 10_000
+    # While the bridge takes nothing, operators and handles are the only ones to fill it: 10,000 usual answers.
+    _WAITING_BYTES_MAX: Final = 16 << 20
+    # What a message takes beside its payload: its topic and the objects around it.
+    _MESSAGE_BYTES: Final = 500
     # A Ray call above 100 KB takes a slower way; the last message of a call may have some kilobytes, and seldom more.
     _CALL_BYTES: Final = 50_000
     # A call takes the time of one round to the broker, whatever it brings; more than this the broker holds back.
@@ -301,7 +303,10 @@ class BridgeOutlet:
 
     def __init__(self, bridge_name: str) -> None:
         self._name = bridge_name
-        self._waiting: queue.Queue[Publish] = queue.Queue(self._WAITING_MAX)
+        self._waiting: queue.Queue[Publish] = queue.Queue()
+        # Of what waits and of what is being handed over; two threads change it.
+        self._waiting_bytes = 0
+        self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
         self.dropped_count = 0
 
@@ -316,10 +321,17 @@ class BridgeOutlet:
             self._thread = threading.Thread(target=self._hand_over, name="bridge outlet", daemon=True)
             self._thread.start()
         for message in messages:
-            try:
+            if self._take_room(len(message.payload) + self._MESSAGE_BYTES):
                 self._waiting.put_nowait(message)
-            except queue.Full:
+            else:
                 self.dropped_count += 1
+
+    def _take_room(self, size_bytes: int) -> bool:
+        """Count bytes that are to wait, or that wait no more (negative); False, and not counted, if too many would."""
+        with self._counting:
+            has_room = self._waiting_bytes + size_bytes <= self._WAITING_BYTES_MAX
+            self._waiting_bytes += size_bytes * has_room
+            return has_room
 
     def _hand_over(self) -> None:
         while True:
@@ -334,6 +346,7 @@ class BridgeOutlet:
             except (ValueError, RayError) as error:
                 self.dropped_count += len(messages)
                 _LOG.warning("%d messages found no bridge: %s", len(messages), error)
+            self._take_room(-sum(len(each.payload) + self._MESSAGE_BYTES for each in messages))
 
 
 class ShardActor(ShardHost):

@@ -205,7 +205,7 @@ class OperatorClient:
             except PlatformUnreachable:
                 time.sleep(_PAUSE_S)
             except Refused as refusal:
-                if refusal.status != 503:
+                if refusal.status not in (429, 503):
                     raise
                 time.sleep(_PAUSE_S)
         return self._ask("POST", path, body=body)

@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from actors.fleet import Fleet
 from actors.gateway.data_routes import publish_routes
 from actors.gateway.messaging import Messaging
-from actors.gateway.middleware import BodyLimit, RequestMetrics
+from actors.gateway.middleware import BodyLimit, InFlightLimit, RequestMetrics
 from actors.gateway.problems import install_problems
 from actors.gateway.shadow_routes import listing_routes, shadow_routes
 from actors.metrics import GatewayMetrics
@@ -61,6 +61,7 @@ def create_device_app(
     app.include_router(shadow_routes(fleet), dependencies=own_thing)
     app.include_router(listing_routes(fleet), dependencies=own_thing)
     app.include_router(publish_routes(messaging, require_own_topic))
+    app.add_middleware(InFlightLimit)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, metrics=metrics, listener="devices")
     return app

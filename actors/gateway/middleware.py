@@ -1,4 +1,4 @@
-"""What happens to every request before its route: it is counted, and its body is bounded.
+"""What happens to every request before its route: it is counted, its body is bounded, and so is how many are served.
 
 Plain ASGI, so that it also covers paths that no route serves.
 """
@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.gateway.problems import problem
+from actors.gateway.problems import problem, too_many_requests
 from actors.metrics import GatewayMetrics
 
 # AWS IoT's limit of a payload. No body of the operators' API comes near it.
 BODY_BYTES_MAX: Final = 128 * 1024
 # A body of that size over a bad mobile connection (50 kbit/s takes 21 s).
 _BODY_TIMEOUT_S: Final = 30.0
+# Requests of one listener that are served at a time. The gateway answers some thousand a second, so that this many are
+# half a second's; and a shard actor that hangs takes 64 of them, see `ray_fleet`, so that some may hang at once.
+REQUEST_COUNT_MAX: Final = 512
+# Probes are answered also while all else is refused: that is when they matter.
+PROBE_COUNT_MAX: Final = 16
 
 
 class RequestMetrics:
@@ -82,6 +88,35 @@ class BodyLimit:
             else:
                 receive = replay(body, receive)
         await app(scope, receive, send)
+
+
+class InFlightLimit:
+    """Refuses a request with 429 while too many of the listener's are being served; `probes` are paths counted apart.
+
+    For after the body has come and the client is known: nobody takes up a place by being slow, and no stranger does.
+    """
+
+    def __init__(self, app: ASGIApp, probes: Collection[str] = ()) -> None:
+        self._app = app
+        self._probes = frozenset(probes)
+        self._counts = {False: 0, True: 0}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_probe = scope["path"] in self._probes
+        count_max = PROBE_COUNT_MAX if is_probe else REQUEST_COUNT_MAX
+        if self._counts[is_probe] >= count_max:
+            refusal = too_many_requests(f"{count_max} requests are being served already; try again")
+            await refusal(scope, receive, send)
+            return
+        self._counts[is_probe] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._counts[is_probe] -= 1
 
 
 class _ClientGone(Exception):

@@ -25,7 +25,7 @@ from actors.gateway.enrolment import DeviceOffice
 from actors.gateway.iot_routes import iot_routes
 from actors.gateway.jobs_routes import jobs_routes
 from actors.gateway.key_routes import key_routes
-from actors.gateway.middleware import BodyLimit, RequestMetrics
+from actors.gateway.middleware import BodyLimit, InFlightLimit, RequestMetrics
 from actors.gateway.platform_view import PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
 from actors.gateway.shadow_routes import ask, listing_routes, shadow_routes
@@ -112,6 +112,7 @@ def create_app(
     app.include_router(retained_routes(platform.messaging), dependencies=GUARDED)
     app.include_router(jobs_routes(registry), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.
+    app.add_middleware(InFlightLimit, probes=OPEN_PATHS)
     app.add_middleware(Authentication, identity=identity, open_paths=OPEN_PATHS)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, metrics=metrics, listener="operators")

@@ -24,6 +24,7 @@ from actors.errors import (
     FleetExists,
     FleetNotFound,
     OperatorError,
+    Overloaded,
     RecordExists,
     RecordInUse,
     RecordNotFound,
@@ -114,8 +115,15 @@ def answer(reply: Reply) -> Response:
 
 def world_problem(error: WorldError) -> Response:
     """Return the answer for a part of the platform that does not do its part."""
+    if isinstance(error, Overloaded):
+        return too_many_requests(str(error))
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.retryable else {}
     return problem(503, str(error), headers=headers)
+
+
+def too_many_requests(detail: str) -> Response:
+    """Return the answer to a request that was not carried out, because too many are being served."""
+    return problem(429, detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
 
 
 def document(content: Any, *, status: int = 200) -> Response:

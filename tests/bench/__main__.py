@@ -10,7 +10,7 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "shadow", "ingest", "latency", "recovery")
+NAMES = ("sim", "shadow", "ingest", "latency", "recovery", "journal")
 
 
 def main() -> None:

@@ -11,12 +11,31 @@ from collections.abc import Iterator
 
 import msgspec
 
+from actors.actor_settings import HostSettings
+from actors.settings import DataDirectory, PlatformSettings
+from actors.store import RedisServer
 from twins.messages import Batch, Connectivity, Operation, Registration, Request
 from twins.sharding import shard_of
 
+SHARD_COUNT = 16
 # As many as the bridge puts into one batch.
 BATCH_LENGTH = 500
 _NOW_MS = 1_767_225_600_000
+
+
+def host_settings(platform: PlatformSettings, store: RedisServer) -> HostSettings:
+    """Return what a host of all the shards is told, as a platform tells it; its predecessor, if any, is gone."""
+    directory = DataDirectory(platform.data_dir)
+    return HostSettings(
+        0,
+        tuple(range(SHARD_COUNT)),
+        SHARD_COUNT,
+        store.url,
+        str(directory.snapshots),
+        platform.store_memory_max_bytes // (4 * SHARD_COUNT),
+        str(directory.logs / "host.log"),
+        is_predecessor_gone=True,
+    )
 
 
 def thing_name(number: int) -> str:
@@ -68,16 +87,15 @@ def telemetry(number: int, step: int) -> Request:
 class Submissions:
     """Packs requests as the bridge does: a batch for each shard that a submission concerns, numbered by source."""
 
-    def __init__(self, source: str, shard_count: int) -> None:
+    def __init__(self, source: str) -> None:
         self._source = source
-        self._shard_count = shard_count
         self._sequence = 0
 
     def of(self, requests: list[Request]) -> bytes:
         """Return one submission."""
         by_shard: dict[int, list[Request]] = {}
         for request in requests:
-            by_shard.setdefault(shard_of(request.thing_name, self._shard_count), []).append(request)
+            by_shard.setdefault(shard_of(request.thing_name, SHARD_COUNT), []).append(request)
         self._sequence += 1
         return msgspec.msgpack.encode(
             [(shard, Batch(self._source, self._sequence, part)) for shard, part in by_shard.items()]

@@ -32,13 +32,20 @@ from actors.ray_runtime import local_head
 from actors.settings import DataDirectory, PlatformSettings, read_or_create_secret
 from actors.shard_actor import HostStatus, ShardActor
 from actors.store import RedisServer
-from tests.bench.real_twins import Submissions, first_requests, telemetry, thing_name, update
+from tests.bench.real_twins import (
+    SHARD_COUNT,
+    Submissions,
+    first_requests,
+    host_settings,
+    telemetry,
+    thing_name,
+    update,
+)
 from tests.bench.result import BenchResult
 from twins.messages import Operation, Reply, Request
 from twins.snapshot import load_shard
 
 TWIN_COUNT = 250_000
-SHARD_COUNT = 16
 # Serving again after the process runs: for as many twins, in seconds.
 BARS_S = ((250_000, 3.0), (1_000_000, 8.0))
 # The load whose journal is to be gone through: in each of so many seconds as many updates, and as much telemetry, in
@@ -123,14 +130,14 @@ def fill(actor: Any, settings: HostSettings, twin_count: int) -> int:
     """Give the actor its twins, snapshots of them, and a journal behind those; return the journal's entries."""
     open_actor(actor, settings=[settings])
     requests = itertools.chain.from_iterable(first_requests(number) for number in range(twin_count))
-    submit_all(actor, Submissions("first", SHARD_COUNT).in_parts(requests))
+    submit_all(actor, Submissions("first").in_parts(requests))
     ray.get(actor.close.remote())
     open_actor(actor, settings=[settings])
     tail = itertools.chain.from_iterable(
         (update(step * 7919 % twin_count, step), telemetry(step * 7919 % twin_count, step))
         for step in range(TAIL_S * TAIL_RATE)
     )
-    submit_all(actor, Submissions("tail", SHARD_COUNT).in_parts(tail, TAIL_LENGTH))
+    submit_all(actor, Submissions("tail").in_parts(tail, TAIL_LENGTH))
     return status_of(actor).journal_entry_count
 
 
@@ -178,15 +185,7 @@ def measure(twin_count: int = TWIN_COUNT) -> list[BenchResult]:
         read_or_create_secret(directory.ray_token_file)
         store = RedisServer(platform)
         store.start()
-        settings = HostSettings(
-            0,
-            tuple(range(SHARD_COUNT)),
-            SHARD_COUNT,
-            store.url,
-            str(directory.snapshots),
-            platform.store_memory_max_bytes // (4 * SHARD_COUNT),
-            str(directory.logs / "recovery.log"),
-        )
+        settings = host_settings(platform, store)
         try:
             with local_head(directory.ray_token_file):
                 actor = start()

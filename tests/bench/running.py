@@ -60,12 +60,20 @@ def create_devices(data_dir: Path, directory: Path, prefix: str, count: int) -> 
 
 
 class ProcessorTimes:
-    """The processor time that the platform's processes take, by role, from the creation of this object on."""
+    """The processor time that the platform's processes take, by role, while it is counted."""
 
     def __init__(self, data_dir: Path) -> None:
         listed = OperatorClient.of(data_dir).cluster().content["processes"]
         self._processes = [(each["role"], psutil.Process(each["pid"])) for each in listed if each["pid"]]
-        self._before = self._now()
+        self._used_s = dict.fromkeys((role for role, _ in self._processes), 0.0)
+
+    @contextlib.contextmanager
+    def counting(self, is_counted: bool) -> Iterator[None]:
+        """Count what is used while the context is open, or leave it out."""
+        before = self._now()
+        yield
+        for role, now_s in self._now().items():
+            self._used_s[role] += (now_s - before[role]) * is_counted
 
     def _now(self) -> dict[str, float]:
         times: defaultdict[str, float] = defaultdict(float)
@@ -76,9 +84,5 @@ class ProcessorTimes:
 
     def per_message(self, message_count: int) -> str:
         """Return, as text, the microseconds that each role has taken for each of so many messages."""
-        now = self._now()
-        parts = (
-            f"{role} {(now[role] - before_s) / message_count * 1e6:.0f}"
-            for role, before_s in self._before.items()
-        )
+        parts = (f"{role} {used_s / message_count * 1e6:.0f}" for role, used_s in self._used_s.items())
         return f"processor time a message (us): {', '.join(parts)}"

@@ -107,14 +107,16 @@ def events_session(site: Site) -> EventsSession:
 
 
 @asynccontextmanager
-async def session(site: Site, *witnesses: Witness, position: str = "") -> AsyncIterator[EventsSession]:
+async def session(
+    site: Site, witness: Witness, *others: EventConsumer, position: str = ""
+) -> AsyncIterator[EventsSession]:
     opened = events_session(site)
-    for witness in witnesses:
-        opened.add_consumer(witness)
+    for consumer in (witness, *others):
+        opened.add_consumer(consumer)
     await opened.start(position)
     failed = asyncio.create_task(opened.until_failed())
     try:
-        await until(lambda: StreamResumed in witnesses[0].kinds() or failed.done())
+        await until(lambda: StreamResumed in witness.kinds() or failed.done())
         yield opened
         assert not failed.done()
     finally:

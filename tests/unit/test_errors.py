@@ -24,6 +24,7 @@ INSTANCES: tuple[Exception, ...] = (
     actors_errors.LocationError("s3://bucket", "is away", retryable=True),
     actors_errors.ShardUnavailable(3, "it starts"),
     actors_errors.ShardNotHere(3, "it is elsewhere"),
+    actors_errors.Overloaded("shard actor 0"),
     actors_errors.ShardFenced(3, 7),
     actors_errors.BridgeSuperseded("app.bridge/3"),
     actors_errors.PlatformNotRunning(FILE, "no file"),
