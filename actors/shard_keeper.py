@@ -30,6 +30,7 @@ from actors.journal import (
     Record,
     Ticked,
     parse_position,
+    position_text,
 )
 from actors.snapshots import BackgroundWriter, SnapshotStore, SnapshotWriter
 from actors.wall_clock import boot_time_s
