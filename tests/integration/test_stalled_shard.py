@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from actors.ray_fleet import CALL_COUNT_MAX
+from actors.homes import CALL_COUNT_MAX
 from tests.integration.presence_stage import raw_client
 from tests.integration.raw_mqtt import Connect, RawSession
 from tests.integration.running_platform import DEADLINE_S, RunningPlatform, platform_on
