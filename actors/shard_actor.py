@@ -291,7 +291,7 @@ class BridgeOutlet:
     """
 
     # While the bridge takes nothing, operators and handles are the only ones to fill it: 10,000 usual answers.
-    _WAITING_BYTES_MAX: Final = 16 << 20
+    WAITING_BYTES_MAX: Final = 16 << 20
     # What a message takes beside its payload: its topic and the objects around it.
     _MESSAGE_BYTES: Final = 500
     # A Ray call above 100 KB takes a slower way; the last message of a call may have some kilobytes, and seldom more.
@@ -305,7 +305,7 @@ class BridgeOutlet:
         self._name = bridge_name
         self._waiting: queue.Queue[Publish] = queue.Queue()
         # Of what waits and of what is being handed over; two threads change it.
-        self._waiting_bytes = 0
+        self.waiting_bytes = 0
         self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
         self.dropped_count = 0
@@ -329,8 +329,8 @@ class BridgeOutlet:
     def _take_room(self, size_bytes: int) -> bool:
         """Count bytes that are to wait, or that wait no more (negative); False, and not counted, if too many would."""
         with self._counting:
-            has_room = self._waiting_bytes + size_bytes <= self._WAITING_BYTES_MAX
-            self._waiting_bytes += size_bytes * has_room
+            has_room = self.waiting_bytes + size_bytes <= self.WAITING_BYTES_MAX
+            self.waiting_bytes += size_bytes * has_room
             return has_room
 
     def _hand_over(self) -> None:
