@@ -30,6 +30,7 @@ from actors.journal import (
     Record,
     Ticked,
     parse_position,
+    position_text,
 )
 from actors.snapshots import BackgroundWriter, SnapshotStore, SnapshotWriter
 from actors.wall_clock import boot_time_s
@@ -151,36 +152,31 @@ class ShardKeeper:
     def _read_on(self, number: int) -> _Held:
         """Return a shard as `_read`, from where reading ahead has come, unless the journal was trimmed beyond that."""
         held = self._read_ahead.pop(number, None)
-        if held is None or not self._is_reached_by(held):
-            return self._read(number)
-        self._catch_up(held)
-        return held
+        if held is not None:
+            with contextlib.suppress(ShardFenced):
+                self._catch_up(held)
+                return held
+        return self._read(number)
 
     def _read(self, number: int) -> _Held:
         """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
-        found = self._snapshots.newest(number)
-        held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
-        self._require_reach(held)
-        self._catch_up(held)
-        return held
+        while True:
+            found = self._snapshots.newest(number)
+            held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
+            with contextlib.suppress(ShardFenced):
+                self._catch_up(held)
+                return held
+            self._require_newer(number, found[1] if found else None)
 
-    def _require_reach(self, held: _Held) -> None:
-        if not self._is_reached_by(held):
+    def _require_newer(self, number: int, position: str | None) -> None:
+        """Raise StoreError unless there is a newer snapshot by now than the one behind which entries are missing."""
+        first = self._journal.first_position(number)
+        if first is not None and self._snapshots.newest_position(number) == position:
             raise StoreError(
-                f"the journal of shard {held.shard.number} begins after its newest snapshot ({held.position}): the "
-                "snapshots lie elsewhere; start with --snapshots and the place where they were written, or move them "
-                "here"
+                f"the journal of shard {number} begins at {position_text(first)}, after its newest snapshot "
+                f"({position or _START}): the snapshots lie elsewhere; start with --snapshots and the place where they "
+                "were written, or move them here"
             )
-
-    def _is_reached_by(self, held: _Held) -> bool:
-        """Tell whether the journal has all entries after what has been read."""
-        first, (epoch, sequence) = (
-            self._journal.first_position(held.shard.number),
-            parse_position(held.position),
-        )
-        # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first,
-        # which may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
-        return first is None or first <= (epoch, sequence + 1) or first == (epoch + 1, 0)
 
     def _make_room(self, held: _Held) -> None:
         """Let the journal go that a snapshot can stand for: a full store takes no marker, but that it allows."""
@@ -189,9 +185,12 @@ class ShardKeeper:
         self._journal.trim(number, through=held.position)
 
     def _catch_up(self, held: _Held) -> list[Publish]:
-        """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend."""
+        """Apply what the journal holds beyond the known entry; return the messages of what no bridge will resend.
+
+        ShardFenced if another keeper has trimmed the journal beyond that entry meanwhile: the shard is of no use then.
+        """
         publishes: list[Publish] = []
-        start_s = self._clock_s()
+        start_s, known = self._clock_s(), held.position
         for entry_id, record, size in self._journal.read(held.shard.number, after=held.position):
             outcome = apply_again(held.shard, record)
             if isinstance(record, Applied) and not record.batch.source:
@@ -199,6 +198,9 @@ class ShardKeeper:
             held.position = entry_id
             held.journal_bytes += size
         held.replay_s += self._clock_s() - start_s
+        first = self._journal.first_position(held.shard.number)
+        if first is not None and not _reaches(first, known):
+            raise ShardFenced(held.shard.number, parse_position(known)[0])
         return publishes
 
     def held(self) -> Mapping[int, Shard]:
@@ -253,10 +255,9 @@ class ShardKeeper:
         for number, held in list(self._held.items()):
             try:
                 self._mark(held)
+                self._late.extend(self._catch_up(held))
             except ShardFenced:
                 self._let_go(number)
-                continue
-            self._late.extend(self._catch_up(held))
         self._is_doubtful = False
 
     def _mark(self, held: _Held) -> None:
@@ -360,6 +361,14 @@ class ShardKeeper:
                     self._snapshots.write(held.shard, held.position)
         finally:
             self._journal.close()
+
+
+def _reaches(first: tuple[int, int], position: str) -> bool:
+    """Tell whether a journal that begins with an entry has all those after a position."""
+    epoch, sequence = parse_position(position)
+    # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first, which
+    # may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
+    return first <= (epoch, sequence + 1) or first == (epoch + 1, 0)
 
 
 def apply_again(shard: Shard, record: Record) -> Outcome:
