@@ -1,0 +1,387 @@
+"""One history: everything together, what goes wrong, how it heals, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import pytest
+
+from actors import mqtt_bridge
+from actors.errors import BrokerError
+from actors.mqtt_bridge import MqttBridge
+from actors.ray_fleet import RayFleet
+from scenarios.audit_rules import Contradiction, first_contradiction
+from scenarios.history import Answered, Event, Fault, Outcome
+from tests.simulation.protocol.broker import Broker, SimulatedConnection
+from tests.simulation.protocol.chance import Chance
+from tests.simulation.protocol.clients import Clients
+from tests.simulation.protocol.hosts import Cluster, LoopClock, SimulatedHomes
+from tests.simulation.protocol.scheduler import Process, VirtualLoop
+from tests.simulation.protocol.store import Store
+from twins.sharding import shard_of
+
+THINGS: Final = ("lamp", "door")
+# Reports at a time; one more than ten in flight is refused.
+_BURSTS: Final = (1, 1, 1, 1, 1, 1, 2, 2, 4, 12)
+# Faults happen for so long.
+_TROUBLE_S: Final = (2.0, 7.0)
+# What is under way may take its effect so long after everything is mended: the slowest call, or a pause within a pause.
+_SETTLE_S: Final = 13.0
+# By then everything must have been answered: a few times the longest back-off.
+_PATIENCE_S: Final = 60.0
+
+
+class Result(NamedTuple):
+    """What became of one history."""
+
+    seed: int
+    events: list[Event]
+    contradiction: Contradiction | None
+    counts: Counter[str]
+    trace: str
+
+
+class Bridge:
+    """One incarnation of the bridge."""
+
+    def __init__(self, world: World, incarnation: int) -> None:
+        self.process = Process(f"bridge {incarnation}")
+        self.is_started = False
+        connection = SimulatedConnection(
+            "broker",
+            1,
+            receive_maximum=world.receive_maximum,
+            broker=world.broker,
+            process=self.process,
+        )
+        lanes = RayFleet(SimulatedHomes(world.cluster, self.process))
+        self.bridge = MqttBridge(
+            connection, lanes, source=f"app.bridge/{incarnation}", clock=LoopClock(world.loop)
+        )
+
+
+class World:
+    """Everything that one history takes place in."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        chance = self.chance = Chance(seed)
+        random = chance.random
+        is_shuffled = random.random() < 0.5
+        self.loop = VirtualLoop(random, is_shuffled=is_shuffled)  # type: ignore[abstract]  # all that is used
+        self.things = list(THINGS[: random.choice((1, 1, 1, 2))])
+        self.receive_maximum = random.choice((10, 10, 30))
+        self.clients = Clients(self.loop, self.things)
+        self.store = Store(self.loop, chance)
+        self.broker = Broker(self.loop, chance, self.clients.hear)
+        self.cluster = Cluster(
+            self.loop,
+            chance,
+            self.store,
+            shard_count=2,
+            host_count=random.choice((1, 2)),
+            announce=self._announce,
+        )
+        self.clients.broker, self.clients.cluster = self.broker, self.cluster
+        self.trouble_s = chance.between(*_TROUBLE_S)
+        self._incarnation = 0
+        self._broker_was_killed = False
+        self.bridge = self._start_bridge()
+
+    def run(self) -> Contradiction | None:
+        """Live through the history of the seed and return what is wrong with it."""
+        self.begin()
+        self._plan()
+        # A timer, because it must come also to those who stand still in the middle of a call.
+        self.loop.deliver(self.loop.root, self.trouble_s, self._heal)
+        self.run_for(self.trouble_s + _SETTLE_S)
+        return self.conclude()
+
+    def begin(self) -> None:
+        """Let the bridge begin its work."""
+        self._run_until(lambda: self.bridge.is_started)
+        self.loop.start(self.cluster.mover, self.cluster.move_shards())
+
+    def conclude(self) -> Contradiction | None:
+        """Let everything come to rest, and judge."""
+        if not self._run_until(self._is_quiet):
+            return self._failed() or self._stuck("what was under way")
+        first = self._say_last_words()
+        if not self._run_until(self._is_quiet):
+            return self._failed() or self._stuck("what came afterwards")
+        self._read_all()
+        return (
+            self._failed()
+            or self._acknowledged_unanswered()
+            or self._unanswered(first)
+            or first_contradiction(self.clients.history)
+        )
+
+    # The course of things
+
+    def _plan(self) -> None:
+        """Draw beforehand what clients do and what breaks."""
+        chance, deliver = self.chance, self.loop.deliver
+        random = chance.random
+        clients = self.clients
+        for thing in self.things:
+            for do, counts in (
+                (clients.measure, (0, 3, 8)),
+                (clients.get, (0, 1, 5)),
+                (clients.look, (0, 1, 6)),
+                (clients.wish, (0, 1, 5)),
+                (clients.report, (1, 3, 6)),
+            ):
+                bursts = _BURSTS if do == clients.report else (1,)
+                for _ in range(random.choice(counts)):
+                    delay_s = chance.between(0.0, self.trouble_s)
+                    for burst in range(random.choice(bursts)):
+                        deliver(clients.process, delay_s + burst / 1000, do, thing)
+        for name, break_it in self._faults().items():
+            for second in range(int(self.trouble_s)):
+                if chance.happens(name):
+                    deliver(self.loop.root, second + random.random(), break_it)
+
+    def _faults(self) -> dict[str, Any]:
+        return {
+            "host killed": self._kill_host,
+            "host declared dead": self._declare_host_dead,
+            "shard moved elsewhere": self._move_shard,
+            "bridge killed": self._kill_bridge_alone,
+            "connection cut": self._cut_connection,
+            "broker killed": self.kill_broker,
+            "store down": self._stop_store,
+            "store full": self._fill_store,
+        }
+
+    def _heal(self) -> None:
+        self.chance.heal()
+        self.store.is_down = self.store.is_full = self.broker.is_down = False
+
+    def _note(self, part: str, action: str, *, redelivers: bool = False) -> None:
+        self.clients.note(Fault(self.loop.time(), part, action, redelivers))
+
+    def _move_shard(self) -> None:
+        self.cluster.move(self.chance.random.randrange(2), self.chance.random.choice(self.cluster.names))
+
+    def _kill_host(self) -> None:
+        name = self.chance.random.choice(self.cluster.names)
+        self._note(self.cluster.hosts[name].process.name, "killed")
+        self.cluster.kill(name)
+
+    def _declare_host_dead(self) -> None:
+        name = self.chance.random.choice(self.cluster.names)
+        self._note(self.cluster.hosts[name].process.name, "declared dead")
+        self.cluster.declare_dead(name)
+        # Two hosts live now, and each may be asked: by somebody who knows of the new one, or does not yet.
+        thing = self.chance.random.choice(self.things)
+        for do in (self.clients.wish, self.clients.report, self.clients.look, self.clients.get):
+            self.loop.deliver(self.clients.process, self.chance.between(2.0, 7.0), do, thing)
+
+    def _kill_bridge_alone(self) -> None:
+        """Kill the bridge, unless the broker counts on what it knows.
+
+        A broker that was killed delivers again what it had forgotten that it was acknowledged, and only the bridge
+        knows that: where both die before all of that has come, old requests are carried out in place of later ones. It
+        is a limit of the protocol, from which the histories keep away.
+        """
+        if not self.broker.is_down and not self._broker_was_killed:
+            self.broker.save()
+            self.kill_bridge()
+
+    def kill_bridge(self) -> None:
+        """Kill the bridge; another follows."""
+        bridge = self.bridge
+        if bridge.process.is_dead:
+            return
+        self._note(bridge.process.name, "killed", redelivers=True)
+        self._count_bridge()
+        bridge.process.is_dead = True
+        self.broker.cut()
+        self.loop.deliver(self.loop.root, self.chance.between(0.3, 2.0), self._replace_bridge)
+
+    def _cut_connection(self) -> None:
+        self._note("connection of the bridge", "cut", redelivers=True)
+        self.broker.cut()
+
+    def kill_broker(self) -> None:
+        """Kill the broker, and start it again."""
+        if self.broker.is_down:
+            return
+        self._note("broker", "killed", redelivers=True)
+        self.broker.kill()
+        self._broker_was_killed = True
+        self._watch_recovery()
+        since_s = self.loop.time() - self.chance.random.choice((0.0, 0.0, 0.002, 0.02))
+        self.loop.deliver(self.loop.root, self.chance.between(0.2, 3.0), self._start_broker, since_s)
+
+    def _watch_recovery(self) -> None:
+        """Find out when the bridge has heard everything that a broker delivered again after its death."""
+        statistics = self.bridge.bridge.statistics()
+        if self.broker.is_down or not statistics.is_connected or statistics.is_catching_up:
+            self.loop.deliver(self.loop.root, 0.1, self._watch_recovery)
+        else:
+            self._broker_was_killed = False
+
+    def _start_broker(self, unacknowledged_since_s: float) -> None:
+        if self.broker.is_down:
+            self.broker.is_down = False
+            self.clients.publish_again(unacknowledged_since_s)
+
+    def _stop_store(self) -> None:
+        self._note("store", "down")
+        self.store.is_down = True
+        self.loop.deliver(self.loop.root, self.chance.between(0.1, 3.0), self._start_store)
+
+    def _start_store(self) -> None:
+        self.store.is_down = False
+
+    def _fill_store(self) -> None:
+        self._note("store", "full")
+        self.store.is_full = True
+        self.loop.deliver(self.loop.root, self.chance.between(0.1, 3.0), self._empty_store)
+
+    def _empty_store(self) -> None:
+        self.store.is_full = False
+
+    # The bridge
+
+    def _start_bridge(self) -> Bridge:
+        self._incarnation += 1
+        bridge = Bridge(self, self._incarnation)
+        self.loop.start(bridge.process, self._serve_bridge(bridge))
+        return bridge
+
+    def _replace_bridge(self) -> None:
+        self.bridge = self._start_bridge()
+
+    async def _serve_bridge(self, bridge: Bridge) -> None:
+        """Start a bridge, however often it takes; none has a reason to give up later."""
+        while True:
+            try:
+                await bridge.bridge.start()
+                break
+            except BrokerError:
+                await asyncio.sleep(0.5)
+        bridge.is_started = True
+        await bridge.bridge.until_failed()
+
+    def _announce(self, messages: Any) -> None:
+        """Hand messages of direct requests to the bridge, if there is one."""
+        bridge = self.bridge
+        if bridge.is_started and not bridge.process.is_dead:
+            self.loop.deliver(bridge.process, 0.001, self._publish, bridge, list(messages))
+
+    def _publish(self, bridge: Bridge, messages: Any) -> None:
+        self.loop.create_task(bridge.bridge.publish(messages))
+
+    def _count_bridge(self) -> None:
+        statistics = self.bridge.bridge.statistics()
+        self.chance.count("late acknowledgement refused", statistics.stale_count)
+        self.chance.count("more handed over than may wait", statistics.overrun_count)
+        self.chance.count("acknowledged request came again", statistics.repeated_count)
+
+    # The end
+
+    def run_for(self, duration_s: float) -> None:
+        """Let time pass."""
+        self.loop.run(self.loop.time() + duration_s)
+
+    def _run_until(self, condition: Callable[[], bool]) -> bool:
+        """Run until a condition holds, or until patience ends: False."""
+        give_up_at_s = self.loop.time() + _PATIENCE_S
+        while not condition():
+            if self.loop.time() > give_up_at_s:
+                return False
+            self.run_for(0.25)
+        return True
+
+    def _is_quiet(self) -> bool:
+        """Tell whether nothing is under way any more."""
+        if self.clients.is_busy or not self.bridge.is_started or not self.broker.is_drained:
+            return False
+        cluster = self.cluster
+        if not all(cluster.host_of(shard).serves(shard) for shard in range(cluster.shard_count)):
+            return False
+        if cluster.placements.placement.pending():
+            return False
+        counts = self.bridge.bridge.statistics()
+        under_way = counts.waiting_count + counts.in_flight_count + counts.unpublished_count
+        return counts.is_connected and not counts.is_catching_up and not under_way
+
+    def _stuck(self, what: str) -> Contradiction:
+        text = f"{what} is not answered {_PATIENCE_S:g} s after everything was mended"
+        return Contradiction("nothing goes on", text, tuple(self.clients.history[-20:]))
+
+    def _failed(self) -> Contradiction | None:
+        """Find an error that nobody has caught."""
+        for task in self.loop.failed_tasks():
+            return Contradiction(
+                "an error was not caught", repr(task.exception()), tuple(self.clients.history)
+            )
+        for context in self.loop.errors:
+            return Contradiction("an error was not caught", str(context), tuple(self.clients.history))
+        return None
+
+    def _acknowledged_unanswered(self) -> Contradiction | None:
+        message = self.broker.unanswered
+        if message is None:
+            return None
+        text = f"{message.topic} {message.payload.decode()} was acknowledged before the broker had an answer to it"
+        return Contradiction("acknowledged too early", text, tuple(self.clients.history))
+
+    def _say_last_words(self) -> int:
+        """Let every client do one thing more, and return where in the history that begins."""
+        first = len(self.clients.history)
+        for thing in self.things:
+            self.clients.wish(thing)
+            self.loop.deliver(self.clients.process, 0.5, self.clients.report, thing)
+            # What it reads it applies and reports.
+            self.loop.deliver(self.clients.process, 2.0, self.clients.get, thing)
+        self.run_for(3.0)
+        return first
+
+    def _unanswered(self, first: int) -> Contradiction | None:
+        """Find what was sent after everything was mended and not carried out."""
+        for event in self.clients.history[first:]:
+            # What goes to a shard directly is not tried again by anybody but its sender.
+            is_direct = isinstance(event, Answered) and event.client not in self.things
+            if isinstance(event, Answered) and event.outcome is not Outcome.OK and not is_direct:
+                return Contradiction("nothing goes on", "refused though nothing was broken", (event,))
+        return None
+
+    def _read_all(self) -> None:
+        """Read every shadow from who serves it, and again from a host that has just read the past."""
+        for is_recovered in (False, True):
+            for thing in self.things:
+                shard = shard_of(thing, self.cluster.shard_count)
+                reader = self.cluster.reader(shard) if is_recovered else self.cluster.host_of(shard)
+                document = reader.shadow(thing)
+                self.clients.settle(thing, document["version"], document["state"])
+        self._count_bridge()
+
+
+def run_history(seed: int) -> Result:
+    """Live through the history of a seed."""
+    world = World(seed)
+    with pytest.MonkeyPatch.context() as patches:
+        # Hosts freeze what they have read back, because it stays; here thousands of them do, and it goes.
+        patches.setattr(gc, "freeze", lambda: None)
+        # A few messages, so that the bridge has more than it may hold; or as much as it has in real life.
+        if world.chance.random.random() < 0.3:
+            patches.setattr(mqtt_bridge, "WINDOWED_BYTES_MAX", 1000)
+        if world.chance.random.random() < 0.3:
+            patches.setattr(mqtt_bridge, "UNWINDOWED_BYTES_MAX", 700)
+        try:
+            contradiction = world.run()
+        finally:
+            world.loop.end()
+    events = world.clients.history
+    trace = hashlib.blake2b(msgspec.msgpack.encode((world.loop.trace, events)), digest_size=8).hexdigest()
+    return Result(seed, events, contradiction, world.chance.counts, trace)
