@@ -2,5 +2,5 @@
 
 Reading order: `scheduler` · `chance` · `store` · `broker` · `hosts` · `clients` · `world` · `bugs` · `test_protocol`
 
-A test repeats with: `python -m tests.simulation.protocol --seed 1234` tells the history of a seed.
+`python -m tests.simulation.protocol --seed 1234` tells the history of a seed.
 """
