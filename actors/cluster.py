@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import msgspec
-import ray
 
 from actors.access import BrokerAccess
 from actors.actor_settings import (
@@ -31,14 +29,14 @@ from actors.bridge_actor import BridgeActor
 from actors.broker import MosquittoBroker
 from actors.errors import WorldError
 from actors.gateway_actor import GatewayActor
-from actors.homes import Homes
 from actors.journal import Journal
 from actors.logs import log_to
+from actors.membership import HeadRecord, Membership
 from actors.pacer import Pacer
 from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart
 from actors.pki import CertificateAuthority
 from actors.placement import HEAD_NODE, PlacementStore
-from actors.processes import loopback_addresses, require_port_free
+from actors.processes import LOOPBACK, loopback_addresses, require_port_free
 from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
 from actors.ray_runtime import RayHead
 from actors.registry.registry import Registry
@@ -50,8 +48,16 @@ from actors.settings import (
     UrlEndpoint,
     read_or_create_secret,
 )
-from actors.shard_mover import ShardMover
+from actors.shard_mover import Placer
 from actors.snapshots import SnapshotStore
+from actors.stop_signals import (
+    StopRequested,
+    catch_signals,
+    run_until,
+    set_at_signals,
+    signals_caught,
+    signals_noted,
+)
 from actors.store import RedisServer
 from actors.supervisor import Supervisor
 from actors.wall_clock import WallClock
@@ -64,13 +70,6 @@ _PACE_EVERY_S: Final = 1.0
 _PLACE_EVERY_S: Final = 0.5
 # The broker writes a line about everybody who asks.
 _ASK_BROKER_EVERY_S: Final = 5.0
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-# Time for a shard actor to write its shards down: a million twins are some 100 MB.
-_CLOSE_TIMEOUT_S: Final = 60.0
-
-
-class StopRequested(BaseException):
-    """SIGTERM or Ctrl-C: not an error, but the end."""
 
 
 def run_platform(
@@ -82,7 +81,7 @@ def run_platform(
     brought back. For the main thread of a process of its own.
     """
     with contextlib.ExitStack() as parts:
-        parts.enter_context(_signals())
+        parts.enter_context(signals_caught())
         try:
             platform = _Platform(settings, parts, version)
             platform.start(progress)
@@ -91,50 +90,6 @@ def run_platform(
             progress("stopping")
         except (StopRequested, KeyboardInterrupt):
             progress("stopping")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into StopRequested, once: a second one does not break off the stopping."""
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    _catch_signals()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _catch_signals() -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _stop)
-
-
-def _stop(_number: int, _frame: object) -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise StopRequested
-
-
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Give the signals that came meanwhile: Ray, broken off while it starts, aborts at its exit.
-
-    Whoever handled them before has to be appointed again: Ray puts its own handlers in their place. A second signal
-    ends the platform at once.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        # The handler of Ray's C++ part, which comes before this one, sets an alarm that aborts the process.
-        signal.alarm(0)
-        if received:
-            _stop(number, frame)
-        received.append(number)
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, note)
-    yield received
 
 
 class _Platform:
@@ -165,11 +120,14 @@ class _Platform:
         progress("starting Redis and mosquitto")
         self._start_servers()
         progress("starting Ray")
-        self._head = RayHead(directory.ray_token_file)
+        self._head = RayHead(
+            directory.ray_token_file,
+            address=self._settings.cluster_address or LOOPBACK,
+        )
         self._parts.callback(self._head.stop)
-        with _signals_noted() as received:
+        with signals_noted() as received:
             self._ray_endpoint = self._head.start()
-        _catch_signals()
+        catch_signals()
         if received:
             raise StopRequested
         progress("starting shards, bridge and gateway")
@@ -184,6 +142,8 @@ class _Platform:
         for port, option in ((settings.api_port, "--api-port"), (settings.device_port, "--device-port")):
             for host in loopback_addresses() if port else ():
                 require_port_free(host, port, option=option)
+        if settings.store_port:
+            require_port_free(LOOPBACK, settings.store_port, option="settings.yaml's store_port:")
 
     def _start_servers(self) -> None:
         self._store, self._broker = RedisServer(self._settings), MosquittoBroker(self._settings)
@@ -196,6 +156,8 @@ class _Platform:
         journal.close()
         nodes = {actor_name(index): HEAD_NODE for index in range(self._settings.shard_actor_count)}
         self._placements = PlacementStore.at(self._store.url)
+        former = self._placements.find()
+        self._had_nodes = former is not None and set(former.nodes.values()) != {HEAD_NODE}
         self._placements.begin(self._settings.shard_count, nodes)
         # From the store, which is therefore first: without a good revocation list the broker does not start.
         asyncio.run(self._write_access())
@@ -265,17 +227,37 @@ class _Platform:
             part.create()
         for group in (self._hosts, [self._bridge], [self._gateway]):
             for part in group:
-                self._parts.callback(_close, part)
-            # Whoever served the shards before was a child of a platform that has ended: its lock was free.
-            settings = [part.settings(is_predecessor_gone=True) for part in group]
+                self._parts.callback(part.close)
+            # Whoever served the shards before was a child of a platform that has ended: its lock was free. Other nodes
+            # may live on.
+            settings = [part.settings(is_predecessor_gone=not self._had_nodes) for part in group]
             answers = open_actor(*(part.actor for part in group), settings=settings)
         self._urls = msgspec.msgpack.decode(answers[0], type=GatewayUrls)
 
+    def _tell_nodes(self) -> None:
+        """Let further nodes join, those that are there and those that Ray starts."""
+        Membership.at(self._store.url).tell(
+            HeadRecord(
+                self._ray_endpoint.address,
+                self._settings.shard_count,
+                self._snapshot_location,
+                read_or_create_secret(self._directory.identity_file),
+                self._journal_bytes_max,
+            )
+        )
+        if self._settings.autoscaling_config is not None:
+            self._head.start_machines(self._settings.autoscaling_config)
+
+    @property
+    def _journal_bytes_max(self) -> int:
+        # Two spans of every shard's journal then fill half of the store.
+        return self._settings.store_memory_max_bytes // (4 * self._settings.shard_count)
+
     def _restart_ray(self) -> None:
         """Start all of Ray again, with new actors that wait to be opened."""
-        with _signals_noted() as received:
+        with signals_noted() as received:
             self._ray_endpoint = self._head.restart()
-        self._stop_at_signals()
+        set_at_signals(self._stop)
         if received:
             self._stop.set()
         for part in self._actors():
@@ -299,16 +281,13 @@ class _Platform:
         ).write(self._settings.data_dir)
 
     def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:
-        shard_count = self._settings.shard_count
-        shards = self._placements.read().shards_of(actor_name(index))
         return HostSettings(
             index,
-            shards,
-            shard_count,
+            self._placements.read().shards_of(actor_name(index)),
+            self._settings.shard_count,
             self._store.url,
             self._snapshot_location,
-            # Two spans of every shard's journal then fill half of the store.
-            self._settings.store_memory_max_bytes // (4 * shard_count),
+            self._journal_bytes_max,
             self._log_file(f"shard-actor-{index}"),
             is_predecessor_gone,
         )
@@ -348,31 +327,9 @@ class _Platform:
     async def watch(self) -> None:
         """Supervise the parts and keep standing fleets going until a signal comes."""
         self._stop = asyncio.Event()
-        self._stop_at_signals()
-        tasks = [
-            asyncio.create_task(self._supervisor.run(), name="supervisor"),
-            asyncio.create_task(self._pace(), name="pacer"),
-            asyncio.create_task(self._keep_placed(), name="mover"),
-            asyncio.create_task(self._stop.wait(), name="stop"),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for number in _STOP_SIGNALS:
-                asyncio.get_running_loop().remove_signal_handler(number)
-                # From now on everything is being stopped already.
-                signal.signal(number, signal.SIG_IGN)
-
-    def _stop_at_signals(self) -> None:
-        for number in _STOP_SIGNALS:
-            # Anew, if there is one: Ray may have taken its place.
-            asyncio.get_running_loop().remove_signal_handler(number)
-            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        await run_until(
+            self._stop, supervisor=self._supervisor.run(), pacer=self._pace(), mover=self._keep_placed()
+        )
 
     async def _pace(self) -> None:
         """Keep standing fleets going; what keeps them from it is others' to mend."""
@@ -395,29 +352,19 @@ class _Platform:
 
     async def _keep_placed(self) -> None:
         """Bring shards to where they are wanted, while Ray is there to do it."""
-        mover, start_count = None, 0
+        placer, start_count = None, 0
         told: list[str] = []
         while True:
             await asyncio.sleep(_PLACE_EVERY_S)
-            if not self._supervisor.is_ready("ray"):
+            if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
                 continue
             try:
-                if mover is None or start_count != self._head.start_count:
-                    mover, start_count = ShardMover(Homes(self._store.url)), self._head.start_count
-                problems = await mover.carry_out_all()
+                if placer is None or start_count != self._head.start_count:
+                    self._tell_nodes()
+                    placer, start_count = Placer(self._store.url), self._head.start_count
+                problems = await placer.place()
             except WorldError as error:
                 problems = [str(error)]
             for problem in set(problems) - set(told):
                 _LOG.warning("%s", problem)
             told = problems
-
-
-def _close(part: ActorPart) -> None:
-    """Let an actor finish; one that has died, hangs or fails over it is left to Ray's own end."""
-    try:
-        ray.get(part.actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
-    except ray.exceptions.RayActorError:
-        # Whoever watches has said so.
-        return
-    except ray.exceptions.RayError as error:
-        _LOG.warning("a part could not finish: %s", error)

@@ -11,6 +11,7 @@ ActorsError
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
+│   ├── NodeNameTaken               another node of the platform has the name
 │   ├── DataDirectoryBusy           another process holds the data directory
 │   ├── DataDirectoryVersion        the data directory was written by a newer version
 │   ├── PortInUse                   something else listens on the port
@@ -141,6 +142,16 @@ class PlatformNotRunning(WorldError):
         )
         self.data_dir = data_dir
         self.reason = reason
+
+
+class NodeNameTaken(WorldError):
+    """Another node of the platform runs under the name, or has until a moment ago."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(
+            f"a node {node!r} runs already; choose another name, or wait some seconds if it has just ended"
+        )
+        self.node = node
 
 
 class DataDirectoryBusy(WorldError):

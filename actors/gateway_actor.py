@@ -157,9 +157,9 @@ class ClusterView:
 
     async def _shard_actors(self) -> list[ProcessStatus]:
         found = []
-        for index in range(self._fleet.lane_count):
+        for lane in await self._fleet.live_lanes():
             try:
-                status = await self._fleet.status(index)
+                status = await self._fleet.status(lane)
             except WorldError as error:
                 found.append(ProcessStatus("shard_actor", 0, state="down", reason=_first_line(error)))
                 continue
@@ -206,7 +206,10 @@ def bridge_status(counts: Mapping[str, Any]) -> ProcessStatus:
 
 
 def merged(live: Sequence[ProcessStatus], statuses: Sequence[PartStatus]) -> list[ProcessStatus]:
-    """Return the platform's parts as their supervisor sees them, with what those that answer say of themselves."""
+    """Return the platform's parts as their supervisor sees them, with what those that answer say of themselves.
+
+    Shard actors of further nodes, which come after the head's, have supervisors of their own.
+    """
     found = []
     answers = {role: [each for each in live if each.role == role] for role in {each.role for each in live}}
     for status in statuses:
@@ -216,7 +219,10 @@ def merged(live: Sequence[ProcessStatus], statuses: Sequence[PartStatus]) -> lis
         if status.state != "ready":
             process = dataclasses.replace(process, state=status.state, reason=status.reason)
         found.append(dataclasses.replace(process, pid=process.pid or status.pid, totals=totals))
-    return found or list(live)
+    if not found:
+        return list(live)
+    own_count = sum(status.role == "shard_actor" for status in statuses)
+    return [*found, *answers.get("shard_actor", [])[own_count:]]
 
 
 def _descendants(pid: int) -> list[int]:

@@ -7,24 +7,27 @@ that is stopped or stuck uses no processor time, one that is merely slow does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import psutil
+import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.actor_settings import Pulse
 from actors.errors import ProcessEnded, WorldError
-from actors.ray_runtime import RayHead
+from actors.ray_runtime import RayHead, RayNode
 from actors.servers import ManagedServer
 from actors.settings import is_process_alive
 
+_LOG: Final = logging.getLogger(__name__)
 # An answer takes milliseconds, some hundred where all cores are busy.
 _ANSWER_TIMEOUT_S: Final = 2.0
 # Nobody waits for so long with a reason, unless it works all the time; and nothing works for so long without a word.
@@ -34,6 +37,8 @@ _WORK_MAX_S: Final = 120.0
 _WORK_SHARE: Final = 0.05
 # Reading back a million twins takes seconds, a long journal after them perhaps a minute.
 _OPEN_TIMEOUT_S: Final = 300.0
+# Time for a shard actor to write its shards down: a million twins are some 100 MB.
+_CLOSE_TIMEOUT_S: Final = 60.0
 # Ray starts a process again in one to three seconds, on two busy cores in some more.
 _RESTART_TIMEOUT_S: Final = 60.0
 _RESTART_POLL_S: Final = 0.1
@@ -134,6 +139,59 @@ class ServerPart:
         self._silence.broken(self.pid)
 
 
+class RayOwner(Protocol):
+    """Whoever keeps the Ray in which actors are made."""
+
+    @property
+    def start_count(self) -> int:
+        """Return how often Ray has been started: actors of an earlier start are gone."""
+        ...
+
+    def give_up(self, loss: str) -> None:
+        """Have Ray started again, because it has lost something that it does not bring back."""
+        ...
+
+
+class RayNodePart:
+    """The Ray node of this machine, on a machine that is not the head's."""
+
+    role = "ray"
+    index = 0
+    needs: Sequence[str] = ()
+
+    def __init__(self, node: RayNode, restart: Callable[[], None]) -> None:
+        """`restart` starts the node again, and makes its actors again."""
+        self._node = node
+        self._restart = restart
+        self._loss = ""
+
+    @property
+    def pid(self) -> int:
+        """Return the process of the raylet."""
+        return self._node.pid
+
+    @property
+    def start_count(self) -> int:
+        """Return how often the node has been started."""
+        return self._node.start_count
+
+    def give_up(self, loss: str) -> None:
+        """Have the node started again."""
+        self._loss = loss
+
+    async def trouble(self) -> str:
+        """Return what the node lacks, '' if nothing."""
+        return self._loss or ("" if self._node.is_alive() else "raylet ended")
+
+    async def revive(self) -> None:
+        """Start the node again, with new actors."""
+        try:
+            self._restart()
+        except (RayError, OSError, RuntimeError) as error:
+            raise WorldError(f"Ray does not start: {error}", retryable=True) from error
+        self._loss = ""
+
+
 class RayPart:
     """Ray itself. Its metadata service alone is started again where it was; with anything else, all of it is."""
 
@@ -219,7 +277,7 @@ class ActorPart:
     """A Ray actor of the platform: Ray starts its process again, and this opens it."""
 
     def __init__(
-        self, plan: ActorPlan, ray_part: RayPart, *, told: Callable[[], bytes] | None = None
+        self, plan: ActorPlan, ray_part: RayOwner, *, told: Callable[[], bytes] | None = None
     ) -> None:
         """`told` gives what the actor is handed with each pulse."""
         self._plan = plan
@@ -307,6 +365,16 @@ class ActorPart:
             raise WorldError(
                 f"it was not open after {_OPEN_TIMEOUT_S:.0f} s; see its log", retryable=True
             ) from None
+
+    def close(self) -> None:
+        """Let the actor finish; one that has died, hangs or fails over it is left to Ray's own end."""
+        try:
+            ray.get(self._actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        except RayActorError:
+            # Whoever watches has said so.
+            return
+        except RayError as error:
+            _LOG.warning("a part could not finish: %s", error)
 
     async def _until_it_answers(self, former_pid: int) -> None:
         deadline_s = time.monotonic() + _RESTART_TIMEOUT_S

@@ -7,7 +7,7 @@ is only read and replaced; who carries it out is `ray_fleet.Mover`. Decisions ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -86,6 +86,11 @@ class Placement(msgspec.Struct, frozen=True):
         self._require_node(node)
         return self.spread(self.nodes, drained={*self.drained} - {node})
 
+    def without_lost(self, lost: Collection[str]) -> Placement:
+        """Return the placement in which lost nodes are none any more; where only drained ones are left, they serve."""
+        nodes = {actor: node for actor, node in self.nodes.items() if node not in lost}
+        return self.spread(nodes, drained=() if set(nodes.values()) <= set(self.drained) else None)
+
     def _require_node(self, node: str) -> None:
         if node not in self.nodes.values():
             nodes = ", ".join(sorted(set(self.nodes.values())))
@@ -161,13 +166,16 @@ class PlacementStore:
 
         return self._replace(settled)
 
-    def read(self) -> Placement:
-        """Return the placement; StoreError if Redis does not answer, or has none."""
+    def find(self) -> Placement | None:
+        """Return the placement, None if none was ever begun; StoreError if Redis does not answer."""
         try:
-            found = self._client.get(_KEY)
+            return _decode(self._client.get(_KEY))
         except redis.RedisError as error:
             raise store_error(error, _SUBJECT) from error
-        return _require(_decode(found))
+
+    def read(self) -> Placement:
+        """Return the placement; StoreError if Redis does not answer, or has none."""
+        return _require(self.find())
 
     def change(self, change: Callable[[Placement], Placement]) -> Placement:
         """Return the placement after a change, which may be called again when another writer comes between."""

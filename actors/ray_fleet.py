@@ -19,8 +19,8 @@ from actors.actor_settings import BRIDGE_NAME
 from actors.errors import ShardNotHere, StoreError, WorldError
 from actors.fleet import JsonObject
 from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
-from actors.placement import Placement
-from actors.ray_runtime import join
+from actors.placement import HEAD_NODE, Placement
+from actors.ray_runtime import NODE_LABEL, join
 from actors.settings import Endpoints
 from actors.shard_actor import HostStatus, ShardActor
 from actors.shard_mover import ShardMover
@@ -54,13 +54,13 @@ _decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
 _decode_summaries: Final = msgspec.msgpack.Decoder(list[TickSummary]).decode
 
 
-def actor_name(index: int) -> str:
-    """Return the name under which a shard actor can be found."""
-    return f"shard-actor-{index}"
+def actor_name(index: int, node: str = HEAD_NODE) -> str:
+    """Return the name under which a shard actor of a node can be found."""
+    return f"shard-actor-{index}" if node == HEAD_NODE else f"{node}/shard-actor-{index}"
 
 
-def start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -> Any:
-    """Return the handle of a new actor under a name; it does nothing until it is opened.
+def start_actor(actor_class: type, name: str, *arguments: Any, node: str = HEAD_NODE, **options: Any) -> Any:
+    """Return the handle of a new actor under a name, on a node; it does nothing until it is opened.
 
     When its process dies, Ray starts a new one under the same handle; that one has to be opened as well.
     """
@@ -68,15 +68,16 @@ def start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -
     remote_class: Any = ray.remote(num_cpus=_CPU_SHARE, max_restarts=-1, max_task_retries=0, **options)(
         actor_class
     )
-    return remote_class.options(name=name).remote(*arguments)
+    return remote_class.options(name=name, label_selector={NODE_LABEL: node}).remote(*arguments)
 
 
-def start_shard_actor(name: str) -> Any:
-    """Return the handle of a new shard actor under a name; it does nothing until it is opened."""
+def start_shard_actor(name: str, node: str = HEAD_NODE) -> Any:
+    """Return the handle of a new shard actor under a name, on a node; it does nothing until it is opened."""
     return start_actor(
         ShardActor,
         name,
         BRIDGE_NAME,
+        node=node,
         # For health, and for reading what may lie far away.
         concurrency_groups={"control": 1, "ahead": 1},
         # In Ray's ordered mode one lost call can hold up all that come after it, for good.
@@ -319,6 +320,13 @@ class RayFleet:
         return combine_digest(
             [leaf for leaves in await self._homes.ask_each("digest_leaves") for leaf in leaves]
         )
+
+    async def live_lanes(self) -> list[int]:
+        """Return the lanes of the actors that belong to the platform now, in the order in which they joined."""
+        with contextlib.suppress(StoreError):
+            await self._homes.refresh()
+        lanes = self._homes.lanes
+        return [lanes.index(actor) for actor in self.placement.nodes]
 
     async def status(self, lane: int) -> HostStatus:
         """Return what the shard actor of a lane does at present."""

@@ -1,4 +1,4 @@
-"""Ray itself: a private head on loopback that ends with its starter, and drivers that join one.
+"""Ray itself: a private head that ends with its starter, nodes that join it, and drivers that do.
 
 Ray is told everything through its environment and arguments; nothing of it is read from or written to the home
 directory.
@@ -19,12 +19,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
 
 from actors.errors import PlatformNotRunning, WorldError
+from actors.placement import HEAD_NODE
+from actors.processes import LOOPBACK
 from actors.ray_watcher import end_processes_under
 from actors.settings import Endpoints, RayEndpoint, export_environment
 
 NAMESPACE: Final = "twinfleet"
+# Under this label Ray knows the node of ours that one of its nodes belongs to: actors are bound to it.
+NODE_LABEL: Final = "twinfleet-node"
 # Objects that travel between processes are batches of 100 KB and answers of some megabytes.
 _OBJECT_STORE_BYTES: Final = 200 * 2**20
 # Processes that Ray may start at the same time; our actors ask for a hundredth each, so this limits nothing else.
@@ -51,6 +57,8 @@ def _tell_ray(token_file: Path) -> None:
             # Workers would run at nice 15, behind the broker and the store that they serve.
             "RAY_worker_niceness": "0",
             "RAY_NUM_REDIS_GET_RETRIES": str(_JOIN_ATTEMPTS),
+            # By default whoever misses the metadata service for a minute ends itself, with all its actors.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         }
     )
     # Ray has read the first two when it was imported. With the old values a driver would look for the platform at the
@@ -63,8 +71,8 @@ def _tell_ray(token_file: Path) -> None:
     ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # not in its stubs
 
 
-class RayHead:
-    """A private Ray head on loopback, with this process as its driver; it ends with this process, however that dies.
+class _PrivateRay:
+    """Ray processes with this one as their driver; they end with this process, however that dies.
 
     For the main thread only: the kernel ends Ray's processes when the thread that started them ends. A watcher in a
     session of its own ends what is left, and removes Ray's directory, after a kill -9 of this process.
@@ -84,6 +92,33 @@ class RayHead:
             start_new_session=True,
         )
 
+    @property
+    def _directory(self) -> str:
+        return f"{self._outer}/r{self.start_count}"
+
+    def _end(self) -> None:
+        ray.shutdown()
+        # Actors would outlive their node by some seconds, and one of them might be the bridge.
+        end_processes_under(self._directory)
+
+    def stop(self) -> None:
+        """End all of it; nothing is left."""
+        self._end()
+        if self._watcher.stdin is not None:
+            self._watcher.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # It waits ten seconds for stragglers at most.
+            self._watcher.wait(12)
+        shutil.rmtree(self._outer, ignore_errors=True)
+
+
+class RayHead(_PrivateRay):
+    """A private Ray head, on loopback unless nodes of other machines are to reach it at another address."""
+
+    def __init__(self, token_file: Path, *, address: str = LOOPBACK) -> None:
+        super().__init__(token_file)
+        self._address = address
+
     def start(self) -> RayEndpoint:
         """Start Ray with nothing in its memory, and return where drivers find it."""
         self.start_count += 1
@@ -93,8 +128,6 @@ class RayHead:
                 # So that the death of its metadata service is not the death of every actor.
                 "RAY_gcs_storage": "rocksdb",
                 "RAY_gcs_storage_path": f"{self._outer}/g{self.start_count}",
-                # By default whoever misses the service for a minute ends itself, with all its actors.
-                "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
                 # A node that hangs is given up after 20 s in place of 65.
                 "RAY_health_check_initial_delay_ms": "3000",
                 "RAY_health_check_period_ms": "1000",
@@ -104,9 +137,10 @@ class RayHead:
         )
         context: Any = ray.init(
             address="local",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=f"{self._outer}/r{self.start_count}",
+            _node_ip_address=self._address,
+            _temp_dir=self._directory,
             include_dashboard=False,
+            labels={NODE_LABEL: HEAD_NODE},
             num_cpus=_CPU_COUNT,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -118,6 +152,13 @@ class RayHead:
             token_file=str(self._token_file),
             namespace=NAMESPACE,
         )
+
+    def start_machines(self, autoscaling_config: Path) -> None:
+        """Have Ray start other machines as a file says that `ray up` has written; for a head that has started."""
+        # ray.init can't be told.
+        _node()._ray_params.autoscaling_config = str(autoscaling_config)
+        _node().kill_monitor(check_alive=False)
+        _node().start_monitor()
 
     def pids(self) -> dict[str, int]:
         """Return the processes without which Ray does not work, by what they are: `gcs_server` and `raylet`."""
@@ -153,20 +194,66 @@ class RayHead:
         self._end()
         return self.start()
 
-    def _end(self) -> None:
-        ray.shutdown()
-        # Actors would outlive their node by some seconds, and one of them might be the bridge.
-        end_processes_under(f"{self._outer}/r{self.start_count}")
 
-    def stop(self) -> None:
-        """End all of Ray; nothing of it is left."""
+class RayNode(_PrivateRay):
+    """A Ray node that belongs to a head somewhere else."""
+
+    def __init__(self, token_file: Path, name: str, *, address: str = LOOPBACK) -> None:
+        super().__init__(token_file)
+        self._name = name
+        self._address = address
+        self._node: Any = None
+
+    @property
+    def pid(self) -> int:
+        """Return the process of the raylet, or of the last one."""
+        return 0 if self._node is None else self._raylet().pid
+
+    def _raylet(self) -> Any:
+        return self._node.all_processes["raylet"][0].process
+
+    def start(self, address: str) -> None:
+        """Start the node and become a driver through it; WorldError if the head at `address` takes none."""
+        self.start_count += 1
+        _tell_ray(self._token_file)
+        parameters = RayParams(
+            gcs_address=address,
+            node_ip_address=self._address,
+            node_name=self._name,
+            temp_dir=self._directory,
+            labels={NODE_LABEL: self._name},
+            num_cpus=_CPU_COUNT,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            # Taken freely: other nodes may be on this machine.
+            node_manager_port=0,
+            min_worker_port=0,
+            max_worker_port=0,
+        )
+        try:
+            self._node = Node(parameters, head=False)
+            ray.init(
+                address=address,
+                _temp_dir=self._directory,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                namespace=NAMESPACE,
+            )
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+            raise WorldError(f"Ray's head at {address} takes no node: {error}", retryable=True) from error
+
+    def is_alive(self) -> bool:
+        """Tell whether the node runs."""
+        return self._raylet().poll() is None
+
+    def restart(self, address: str) -> None:
+        """End the node and start it again: every actor of it has to be made again."""
         self._end()
-        if self._watcher.stdin is not None:
-            self._watcher.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # It waits ten seconds for stragglers at most.
-            self._watcher.wait(12)
-        shutil.rmtree(self._outer, ignore_errors=True)
+        self.start(address)
+
+    def _end(self) -> None:
+        super()._end()
+        if self._node is not None:
+            self._node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _node() -> Any:

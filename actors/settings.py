@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fcntl
+import ipaddress
 import math
 import os
 import secrets
@@ -37,7 +38,7 @@ _SECRET_BYTES: Final = 32
 # Shorter text in a secret file is a cut-off or hand-made file: half of what we write.
 _SECRET_LENGTH_MIN: Final = 16
 _TCP_PORT_MAX: Final = 65535
-_PORT_KEYS: Final = ("mqtt_port", "device_port", "api_port")
+_PORT_KEYS: Final = ("mqtt_port", "device_port", "api_port", "store_port")
 # What a location that is no path may be: a directory, or a bucket and prefix of an S3 service.
 _LOCATION_SCHEMES: Final = ("file", "s3")
 _SHARD_COUNT: Final = 16
@@ -75,6 +76,12 @@ class PlatformSettings:
     stop_timeout_s: float = field(default=10.0, metadata=_between(0.1, 600.0))
     # The key of the platform's secrets at rest; None: vault.key in the data directory.
     key_file: Path | None = None
+    # The address of this machine at which further nodes reach its store and its Ray; None: none do but on this machine.
+    cluster_address: str | None = None
+    # The store's port; the nodes know it from a copy of endpoints.json, which then stays true. 0 takes a free one.
+    store_port: int = field(default=0, metadata=_between(0, _TCP_PORT_MAX))
+    # How Ray is to start further machines, as `ray up` has written it down; None: it starts none.
+    autoscaling_config: Path | None = None
     # Where snapshots of shards lie, a path or a URI (file, s3); None: `snapshots` in the data directory.
     snapshot_location: str | None = None
 
@@ -83,6 +90,10 @@ class PlatformSettings:
             _check_number(setting, getattr(self, setting.name))
         if self.key_file is not None:
             _check_path("key_file", self.key_file)
+        if self.autoscaling_config is not None:
+            _check_path("autoscaling_config", self.autoscaling_config)
+        if self.cluster_address is not None:
+            check_address("cluster_address", self.cluster_address)
         if self.snapshot_location is not None:
             check_location("snapshot_location", self.snapshot_location)
         if self.shard_actor_count > self.shard_count:
@@ -114,6 +125,9 @@ class PlatformSettings:
         key_file = values.get("key_file")
         if isinstance(key_file, str) and key_file:
             values["key_file"] = file.parent / key_file
+        autoscaling_config = values.get("autoscaling_config")
+        if isinstance(autoscaling_config, str) and autoscaling_config:
+            values["autoscaling_config"] = file.parent / autoscaling_config
         location = values.get("snapshot_location")
         if isinstance(location, str):
             values["snapshot_location"] = absolute_location(location, file.parent)
@@ -122,7 +136,7 @@ class PlatformSettings:
             if value is not None:
                 values[key] = value
                 sources[key] = ("command line", "--" + key.replace("_", "-"))
-        known = (*_NUMBER_NAMES, "key_file", "snapshot_location")
+        known = (*_NUMBER_NAMES, "key_file", "snapshot_location", "cluster_address", "autoscaling_config")
         for key in values:
             if key not in known:
                 raise SettingsError(*sources[key], problem=_unknown(key, known))
@@ -159,6 +173,16 @@ def _check_number(setting: dataclasses.Field[object], value: object) -> None:
 def _check_path(key: str, value: object) -> None:
     if not isinstance(value, Path):
         raise SettingsError("settings", key, f"must be the path of a file, not {value!r}")
+
+
+def check_address(key: str, value: object) -> None:
+    """Raise SettingsError unless the value is an IPv4 address of one machine."""
+    try:
+        is_one = isinstance(value, str) and not ipaddress.IPv4Address(value).is_unspecified
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise SettingsError("settings", key, f"must be an IPv4 address of this machine, not {value!r}")
 
 
 def check_location(key: str, value: object) -> None:
@@ -257,19 +281,24 @@ class Endpoints:
     def read(cls, data_dir: Path) -> Endpoints:
         """Return the endpoints of the platform that runs on `data_dir`; PlatformNotRunning if none does."""
         file = DataDirectory(data_dir).endpoints_file
-        try:
-            content = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise PlatformNotRunning(data_dir, f"{file} does not exist") from None
-        except PermissionError:
-            raise PlatformNotRunning(data_dir, f"{file} belongs to another user") from None
-        try:
-            endpoints = msgspec.json.decode(content, type=cls)
-        except msgspec.DecodeError as error:
-            raise PlatformNotRunning(data_dir, f"{file} is damaged: {error}") from None
+        endpoints = cls.load(file)
         if not is_process_alive(endpoints.pid):
             raise PlatformNotRunning(data_dir, f"process {endpoints.pid} of {file} has died")
         return endpoints
+
+    @classmethod
+    def load(cls, file: Path) -> Endpoints:
+        """Return the endpoints that stand in a file, which may come from another machine."""
+        try:
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise PlatformNotRunning(file.parent, f"{file} does not exist") from None
+        except PermissionError:
+            raise PlatformNotRunning(file.parent, f"{file} belongs to another user") from None
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except msgspec.DecodeError as error:
+            raise PlatformNotRunning(file.parent, f"{file} is damaged: {error}") from None
 
     def write(self, data_dir: Path) -> None:
         """Publish these endpoints in `data_dir`, in one step: a reader sees all of them or none."""

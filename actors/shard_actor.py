@@ -133,7 +133,7 @@ class ShardHost:
             self._opened().read_ahead(number)
 
     def release_shards(self, shards: Sequence[int]) -> list[int]:
-        """Serve shards no more; return those that were served until now. All that they took in is in their journals."""
+        """Serve shards no more; return those that nobody serves now. All that they took in is in their journals."""
         return self._settled().release(shards)
 
     def open_shards(self, encoded: bytes) -> None:

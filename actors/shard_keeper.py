@@ -122,8 +122,13 @@ class ShardKeeper:
             self._read_ahead[number] = self._read(number)
 
     def release(self, numbers: Sequence[int]) -> list[int]:
-        """Let go of shards, whose journals have all of them; return those that were open. To be called settled."""
-        return [number for number in numbers if self._held.pop(number, None) is not None]
+        """Let go of shards, whose journals have all of them; to be called settled.
+
+        Returns those that nobody serves any more: not those that were not open here, nor those that their former host
+        might still serve.
+        """
+        released = [self._held.pop(number) for number in numbers if number in self._held]
+        return [held.shard.number for held in released if held.serves_from_s <= self._clock_s()]
 
     def _open_shard(self, number: int, *, is_predecessor_gone: bool) -> _Held:
         written = self._snapshots.newest_position(number)

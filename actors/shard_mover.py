@@ -14,9 +14,10 @@ from typing import Final
 
 import msgspec
 
-from actors.errors import WorldError
+from actors.errors import StoreError, WorldError
 from actors.homes import Homes
-from actors.placement import Placement
+from actors.membership import Absences, Membership
+from actors.placement import HEAD_NODE, Placement
 from actors.shard_actor import ShardOrder
 
 _LOG: Final = logging.getLogger(__name__)
@@ -49,15 +50,18 @@ class ShardMover:
                 await self.carry_out(shard, placement)
             except WorldError as error:
                 problems.append(f"shard {shard} stays with {placement.homes[shard]} for now: {error}")
-        for actor in placement.nodes:
-            try:
-                await self._open_missing(actor)
-            except WorldError as error:
-                problems.append(f"{actor} lacks shards: {error}")
+        problems += filter(None, await asyncio.gather(*map(self._open_missing, placement.nodes)))
         return problems
 
-    async def _open_missing(self, actor: str) -> None:
-        """Open the shards that an actor should have and has not, because a move was broken off."""
+    async def _open_missing(self, actor: str) -> str:
+        """Open the shards that an actor should have and has not, because a move was broken off; '' if it has all."""
+        try:
+            await self._open_where_missing(actor)
+        except WorldError as error:
+            return f"{actor} lacks shards: {error}"
+        return ""
+
+    async def _open_where_missing(self, actor: str) -> None:
         status = await self._homes.call(actor, "status", shard=-1)
         for shard in self._homes.placement.shards_of(actor):
             if shard not in status.shards and status.is_open:
@@ -72,7 +76,8 @@ class ShardMover:
         home, target = placement.homes[shard], placement.wanted[shard]
         if home != target:
             await self._tell(target, "read_ahead_beside", shard)
-            is_released = await self._is_released(shard, home)
+            # Of a node that was lost there is nothing to be heard.
+            is_released = home in placement.nodes and await self._is_released(shard, home)
             await self._open(shard, target, is_released=is_released)
             _LOG.info("shard %d moved from %s to %s", shard, home, target)
         await self._homes.refresh()
@@ -97,3 +102,32 @@ class ShardMover:
             actor, method, [shard], shard=shard, timeout_s=_STEP_TIMEOUT_S
         )
         return answer
+
+
+class Placer:
+    """The head's part: takes the shards of nodes that are lost, and has moved what is wanted elsewhere."""
+
+    def __init__(self, url: str) -> None:
+        """Read the placement from the Redis at a URL; StoreError if there is none."""
+        self._homes = Homes(url)
+        self._mover = ShardMover(self._homes)
+        self._membership = Membership.at(url)
+        self._absences = Absences()
+
+    async def place(self) -> list[str]:
+        """Do what there is to do at present, and return what was not possible; to be called every second or so."""
+        try:
+            await self._take_from_lost()
+            return await self._mover.carry_out_all()
+        except StoreError as error:
+            self._absences.forget()
+            return [str(error)]
+
+    async def _take_from_lost(self) -> None:
+        await self._homes.refresh()
+        nodes = set(self._homes.placement.nodes.values()) - {HEAD_NODE}
+        present = await asyncio.to_thread(self._membership.present, nodes)
+        lost = self._absences.lost(nodes, present)
+        if lost:
+            _LOG.error("lost, and its shards go to others: %s", ", ".join(sorted(lost)))
+            await asyncio.to_thread(self._homes.store.change, lambda placement: placement.without_lost(lost))

@@ -52,6 +52,15 @@ class SnapshotStore:
             if name.startswith("."):
                 self._location.remove(name)
 
+    def require_owner(self, owner: str) -> None:
+        """Raise LocationError unless the snapshots of this platform are here; see `claim`."""
+        if _OWNER_FILE not in self._location.names():
+            raise LocationError(
+                str(self._location), f"holds no {_OWNER_FILE}: it is not where the head writes"
+            )
+        if self._location.read(_OWNER_FILE).decode(errors="replace") != owner:
+            raise LocationError(str(self._location), "belongs to another platform")
+
     def _files(self, shard: int) -> list[tuple[tuple[int, int], str]]:
         """Return position and name of the shard's snapshots, newest first."""
         found = (_NAME.fullmatch(name) for name in self._location.names())

@@ -24,9 +24,10 @@ _DURABLE: Final = {
 
 
 class RedisServer(ManagedServer):
-    """The platform's store: a Redis on loopback that has written to disk what it acknowledged.
+    """The platform's store: a Redis that has written to disk what it acknowledged.
 
-    The caller holds the data directory's lock. The port is a free one, and stays while this object lives.
+    It listens on loopback, and on the address for further nodes where the settings name one. The caller holds the data
+    directory's lock. A port that is chosen freely stays while this object lives.
     """
 
     label = "Redis"
@@ -42,9 +43,10 @@ class RedisServer(ManagedServer):
             log_file=directory.logs / "redis.log",
         )
         self._password = read_or_create_secret(directory.redis_password_file)
-        self.port: Final = free_port()
+        self.port: Final = settings.store_port or free_port()
+        address = settings.cluster_address or LOOPBACK
         # With the password: whoever keeps it in a file keeps that file to its owner.
-        self.url: Final = f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
+        self.url: Final = f"redis://:{self._password}@{address}:{self.port}/0"
 
     def spawn(self) -> None:
         """Start the store without waiting for it; ToolMissing or ProcessEnded if it cannot be."""
@@ -52,7 +54,7 @@ class RedisServer(ManagedServer):
 
     def _configure(self) -> None:
         text = TEMPLATES.get_template("redis.conf.j2").render(
-            host=LOOPBACK,
+            hosts=list(dict.fromkeys((LOOPBACK, self._settings.cluster_address or LOOPBACK))),
             port=self.port,
             password=self._password,
             quoted_directory=_redis_quoted(self._home),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,6 +12,7 @@ from actors.errors import SettingsError
 from actors.settings import PlatformSettings, absolute_location
 from twinfleet import __version__
 from twinfleet.client import OperatorClient
+from twinfleet.errors import UsageFault
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat
 from twinfleet.printing import print_document, print_line, print_table
 from twinfleet.stopping import stop_platform
@@ -42,13 +44,28 @@ def up(
             metavar="URI", help="Where snapshots lie: a path, file:// or s3:// (default: DIR/snapshots)."
         ),
     ] = None,
+    join: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HEAD", help="Directory with the head's endpoints.json and ray.token, or copies of them."
+        ),
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the further node is called (default: as its host)."),
+    ] = None,
+    cluster_address: Annotated[
+        str | None,
+        typer.Option(metavar="IP", help="This machine's address for other nodes (default: loopback only)."),
+    ] = None,
     key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The key of secrets at rest (default: DIR/vault.key).")
     ] = None,
 ) -> None:
-    """Run the platform until Ctrl-C or `twinfleet down`.
+    """Run the platform until Ctrl-C or `twinfleet down`, or with --join a further node of one.
 
-    When everything is ready, DIR/endpoints.json says where.
+    When everything is ready, DIR/endpoints.json says where. A node serves its share of the shards; when it is stopped
+    they move to others.
     """
     overrides = {
         "mqtt_port": mqtt_port,
@@ -57,17 +74,35 @@ def up(
         "shard_count": shards,
         "shard_actor_count": shard_actors,
         "snapshot_location": None if snapshots is None else absolute_location(snapshots, Path()),
+        "cluster_address": cluster_address,
         "key_file": None if key_file is None else key_file.absolute(),
     }
     try:
         settings = PlatformSettings.load(data_dir, overrides)
     except SettingsError as error:
         raise SettingsError(error.source, _OPTION_OF.get(error.key, error.key), error.problem) from None
+    if join is not None:
+        _up_node(settings, join, node or socket.gethostname().partition(".")[0].lower())
+        return
+    if node is not None:
+        raise UsageFault("--node NAME is for a further node, which takes --join HEAD as well")
     # Ray takes a second to import, which no other command should wait for.
     from actors.cluster import run_platform  # noqa: PLC0415
 
     print_line(f"data in {data_dir}; Ctrl-C or `twinfleet down --data-dir {data_dir}` stops it")
     run_platform(settings, version=__version__, progress=print_line)
+
+
+def _up_node(settings: PlatformSettings, head: Path, name: str) -> None:
+    # Ray takes a second to import, which no other command should wait for.
+    from actors.node import NodeSettings, run_node  # noqa: PLC0415
+
+    data_dir = settings.data_dir
+    node = NodeSettings(
+        name, data_dir, head.absolute(), settings.shard_actor_count, address=settings.cluster_address
+    )
+    print_line(f"node {name}, data in {data_dir}; Ctrl-C or `twinfleet down --data-dir {data_dir}` stops it")
+    run_node(node, version=__version__, progress=print_line)
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:

@@ -16,9 +16,9 @@ import redis
 
 from actors import journal, shard_keeper
 from actors.actor_settings import HostSettings
-from actors.errors import BridgeSuperseded, ShardFenced, ShardUnavailable, StoreError
+from actors.errors import BridgeSuperseded, ShardFenced, ShardNotHere, ShardUnavailable, StoreError
 from actors.fleet import shadow_request
-from actors.shard_actor import ShardHost
+from actors.shard_actor import ShardHost, ShardOrder
 from actors.shard_keeper import LEASE_S, ShardKeeper
 from actors.starts import count_start
 from actors.store import RedisServer
@@ -300,6 +300,37 @@ def test_a_shard_is_served_when_the_lease_of_its_former_host_is_over(
     # One that is known to be gone is not waited for.
     third = Host(store, tmp_path, is_predecessor_gone=True)
     assert reported(third, "lamp") == {"x": 1}
+
+
+def test_a_host_that_lets_go_of_a_shard_says_whether_anybody_may_still_serve_it(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    first = Host(store, tmp_path)
+    assert first.host.release_shards([0, 5]) == [0]
+    assert first.host.release_shards([0]) == []
+    with pytest.raises(ShardNotHere, match="not open here"):
+        reported(first, "lamp")
+    # The one before it is not known to have ended.
+    second = Host(store, tmp_path, is_predecessor_gone=False)
+    assert second.host.release_shards([0]) == []
+    third = Host(store, tmp_path, is_predecessor_gone=False)
+    third.now_s += LEASE_S
+    assert third.host.release_shards([0]) == [0]
+
+
+def test_a_shard_that_was_read_ahead_is_what_its_journal_has_become(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    old, new = Host(store, tmp_path), Host(store, tmp_path, shards=())
+    old.submit(update("lamp", {"x": 1}))
+    new.host.read_ahead([0])
+    old.submit(update("lamp", {"x": 2}))
+    assert old.host.release_shards([0]) == [0]
+    new.host.open_shards(msgspec.msgpack.encode(ShardOrder((0,), True)))
+    assert (reported(new, "lamp"), new.host.shadow("lamp")["version"]) == ({"x": 2}, 2)
+    # Opening it once more changes nothing.
+    new.host.open_shards(msgspec.msgpack.encode(ShardOrder((0,), False)))
+    assert reported(new, "lamp") == {"x": 2}
 
 
 def test_a_host_of_a_stopped_store_answers_no_question_and_serves_again_when_it_goes_on(

@@ -28,6 +28,7 @@ INSTANCES: tuple[Exception, ...] = (
     actors_errors.ShardFenced(3, 7),
     actors_errors.BridgeSuperseded("app.bridge/3"),
     actors_errors.PlatformNotRunning(FILE, "no file"),
+    actors_errors.NodeNameTaken("attic"),
     actors_errors.DataDirectoryBusy(FILE, None),
     actors_errors.DataDirectoryVersion(FILE, "9", 1),
     actors_errors.PortInUse("127.0.0.1", 80, "--api-port"),

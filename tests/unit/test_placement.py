@@ -45,8 +45,11 @@ def test_a_node_that_joins_gets_its_share_and_one_that_is_lost_leaves_it_to_the_
     joined = FIRST.spread({**NODES, "s0": "shed"})
     assert Counter(joined.wanted) == {"a0": 3, "a1": 3, "c0": 3, "s0": 3}
     assert joined.homes == FIRST.homes
-    lost = joined.spread({actor: node for actor, node in NODES.items() if node != "attic"})
+    lost = joined.without_lost({"attic", "shed"})
     assert Counter(lost.wanted) == {"c0": 12}
+    assert lost.nodes == {"c0": "cellar"}
+    # Until they are opened there, what is true is what was.
+    assert lost.homes == joined.homes
 
 
 def test_a_drained_node_has_no_shards_until_it_is_filled_again() -> None:
@@ -56,6 +59,8 @@ def test_a_drained_node_has_no_shards_until_it_is_filled_again() -> None:
     joined = drained.spread({**NODES, "s0": "shed"})
     assert Counter(joined.wanted) == {"c0": 6, "s0": 6}
     assert Counter(joined.again_with("attic").wanted) == {"a0": 3, "a1": 3, "c0": 3, "s0": 3}
+    # Better there than nowhere.
+    assert Counter(drained.without_lost({"cellar"}).wanted) == {"a0": 6, "a1": 6}
     with pytest.raises(PlacementError, match="no other node"):
         drained.without("cellar")
     with pytest.raises(PlacementError, match="no such node; nodes: attic, cellar"):

@@ -1,0 +1,191 @@
+"""A platform of three Ray nodes on this machine: what joins gets its share, what leaves or dies loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.running_platform import (
+    START_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    RunningPlatform,
+    environment_of,
+    platform_on,
+    processes_of,
+    run_twinfleet,
+    until,
+)
+
+SHARD_COUNT = 16
+# Numbered names would share a shard.
+THINGS = [f"lamp-{letter}" for letter in "abcdefghijklmnopqrstuvwx"]
+
+
+class Node:
+    """A further node of a platform, run by a process of its own."""
+
+    def __init__(self, head: Path, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.output = data_dir.with_name(f"{data_dir.name}.output")
+        command = ["up", "--join", str(head), "--node", data_dir.name, "--shard-actors", "2"]
+        with self.output.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "twinfleet", *command, "--data-dir", str(data_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment_of(data_dir),
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.output.read_text()
+            return "ready" in self.output.read_text().splitlines()
+
+        until(is_ready, f"{self.data_dir.name} is ready", timeout_s=START_TIMEOUT_S)
+
+    def expect_nothing_left(self) -> None:
+        until(lambda: not processes_of(self.data_dir), f"every process of {self.data_dir.name} has ended")
+
+
+class Operator:
+    """Updates things one after the other, and remembers the last version of each that was accepted."""
+
+    def __init__(self, platform: RunningPlatform) -> None:
+        self.accepted = dict.fromkeys(THINGS, 0)
+        self.refused_count = 0
+        self.problems: list[str] = []
+        self.longest_s = 0.0
+        self._api = platform.api()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[Operator]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._end.set()
+            self._thread.join()
+            self._api.close()
+        assert self.problems == []
+
+    def expect_progress(self) -> None:
+        """Return when every thing has been updated once more."""
+        before = dict(self.accepted)
+
+        def has_progressed() -> bool:
+            assert self.problems == []
+            return all(self.accepted[thing] > before[thing] for thing in THINGS)
+
+        until(has_progressed, "every thing is updated")
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            for thing in THINGS:
+                self._update(thing)
+
+    def _update(self, thing: str) -> None:
+        expected = self.accepted[thing] + 1
+        start_s = time.monotonic()
+        body: dict[str, Any] = {"state": {"desired": {"n": expected}}}
+        if expected > 1:
+            body["version"] = expected - 1
+        answer = self._api.post(f"/things/{thing}/shadow", json=body)
+        self.longest_s = max(self.longest_s, time.monotonic() - start_s)
+        if answer.status_code == 200:
+            self.accepted[thing] = answer.json()["version"]
+        elif answer.status_code == 409:
+            # It was carried out, though it was answered with 503: nobody else changes the thing.
+            self.accepted[thing] = expected
+        elif answer.status_code in (503, 504):
+            self.refused_count += 1
+        else:
+            self.problems.append(f"{thing}: {answer.status_code} {answer.text}")
+            self._end.set()
+
+
+def spread(platform: RunningPlatform) -> Counter[str]:
+    """Return how many shards each node serves; none of them is about to move."""
+    placement = platform.json("cluster", "list")
+    if placement["moves"]:
+        return Counter()
+    return Counter({actor["node"]: 0 for actor in placement["actors"]}) + Counter(
+        actor["node"] for actor in placement["actors"] for _ in actor["shards"]
+    )
+
+
+def is_even(found: Counter[str]) -> bool:
+    return set(found) == {"head", "attic", "cellar"} and min(found.values()) >= 4
+
+
+def expect_spread(platform: RunningPlatform, expected: dict[str, int]) -> None:
+    until(lambda: spread(platform) == Counter(expected), f"{expected}", timeout_s=START_TIMEOUT_S)
+
+
+@pytest.mark.timeout(300)
+def test_nodes_join_are_drained_die_and_leave_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
+    with platform_on(tmp_path / "head") as platform, contextlib.ExitStack() as stack:
+        # What has to be copied to another machine.
+        head = tmp_path / "copied"
+        head.mkdir()
+        for name in ("endpoints.json", "ray.token"):
+            shutil.copy(platform.data_dir / name, head / name)
+        attic, cellar = Node(head, tmp_path / "attic"), Node(platform.data_dir, tmp_path / "cellar")
+        for node in (attic, cellar):
+            stack.callback(end, node)
+        with Operator(platform).at_work() as operator:
+            for node in (attic, cellar):
+                node.wait_until_ready()
+            operator.expect_progress()
+            # Six actors: two or three shards for each.
+            until(lambda: is_even(spread(platform)), "every node has its share", timeout_s=START_TIMEOUT_S)
+            assert "node attic serves no shard" in platform.done("cluster", "drain", "attic")
+            expect_spread(platform, {"head": 8, "cellar": 8})
+            platform.done("cluster", "drain", "attic", "--undo")
+            until(lambda: is_even(spread(platform)), "attic has its share again")
+            # Nobody was refused anything, and nobody waited for long: the nodes knew what they did.
+            assert operator.refused_count == 0
+            print(f"longest answer while shards moved: {operator.longest_s * 1e3:.0f} ms")  # noqa: T201 - measured
+            os.kill(cellar.process.pid, signal.SIGKILL)
+            until(lambda: spread(platform)["cellar"] == 0 < spread(platform)["attic"], "cellar is lost")
+            attic.process.terminate()
+            assert attic.process.wait(STOP_TIMEOUT_S) == 0, attic.output.read_text()
+            expect_spread(platform, {"head": 16})
+            operator.expect_progress()
+        for node in (attic, cellar):
+            node.expect_nothing_left()
+        assert {thing: platform.version_of(thing) for thing in THINGS} == operator.accepted
+        refuse_wrong_nodes(platform, tmp_path)
+
+
+def refuse_wrong_nodes(platform: RunningPlatform, tmp_path: Path) -> None:
+    head = str(platform.data_dir)
+    for arguments, problem in (
+        (["--node", "attic"], "takes --join HEAD as well"),
+        (["--join", head, "--node", "head"], "'head' is no name for a node"),
+        (["--join", str(tmp_path / "nowhere"), "--node", "attic"], "endpoints.json does not exist"),
+    ):
+        answer = run_twinfleet("up", *arguments, data_dir=tmp_path / "refused")
+        assert answer.returncode != 0
+        assert problem in answer.stderr
+
+
+def end(node: Node) -> None:
+    if node.process.poll() is None:
+        node.process.kill()
+        node.process.wait()
