@@ -8,5 +8,5 @@ Reading order (a module imports only modules that stand before it in this list):
 `shard_mover` · `ray_fleet` · `mqtt_link` · `mqtt_session` · `retained` · `mqtt_retained` · `mqtt_properties` ·
 `mqtt_outbox` · `mqtt_in_flight` · `unheard` · `mqtt_bridge` · `mqtt_events` · `queue_watch` · `attempts` ·
 `sessions` · `presence` · `broker_events` · `delta_announcer` · `gateway` · `provisioning` · `bridge_actor` ·
-`gateway_actor` · `parts` · `stop_signals` · `pacer` · `cluster` · `node`
+`gateway_actor` · `parts` · `backup` · `stop_signals` · `pacer` · `cluster` · `node`
 """

@@ -278,6 +278,8 @@ class _Platform:
             redis=UrlEndpoint(self._store.url),
             ray=self._ray_endpoint,
             https_devices=UrlEndpoint(urls.https_devices),
+            snapshots=self._snapshot_location,
+            key_file=str(self._key_file.absolute()),
         ).write(self._settings.data_dir)
 
     def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:

@@ -5,6 +5,8 @@ ActorsError
 │   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
+│   ├── BackupUnusable              a backup is damaged, cut off, or of a newer version
+│   ├── SnapshotGone                no snapshot fits the journal that a backup has copied (retryable)
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
 │   │   └── ShardNotHere            the process that was asked does not serve it   (retryable)
 │   ├── Overloaded                  too many calls to one part are under way       (retryable)
@@ -21,6 +23,7 @@ ActorsError
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
+    ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
     ├── CertificateNameTaken        a certificate of that application or claim is in force
@@ -90,6 +93,24 @@ class LocationError(WorldError):
         super().__init__(f"{location}: {problem}", retryable=retryable)
         self.location = location
         self.problem = problem
+
+
+class BackupUnusable(WorldError):
+    """A backup does not hold what was put into it, or this version does not know what that is."""
+
+    def __init__(self, backup: str, problem: str) -> None:
+        super().__init__(f"{backup}: {problem}")
+        self.backup = backup
+        self.problem = problem
+
+
+class SnapshotGone(WorldError):
+    """No snapshot of a shard could be copied that its journal goes on from."""
+
+    def __init__(self, shard: int) -> None:
+        problem = "they are damaged, or newer ones have replaced them meanwhile; try again"
+        super().__init__(f"no snapshot of shard {shard} fits its journal: {problem}", retryable=True)
+        self.shard = shard
 
 
 class ShardUnavailable(WorldError):
@@ -241,6 +262,15 @@ class VaultError(WorldError):
 
 class OperatorError(ActorsError):
     """A bad request of an operator; the text says what to change."""
+
+
+class BackupRefused(OperatorError):
+    """A backup cannot be made of the `subject`, or put there."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(f"{subject}: {problem}")
+        self.subject = subject
+        self.problem = problem
 
 
 class SettingsError(OperatorError):

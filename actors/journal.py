@@ -24,6 +24,7 @@ _PAGE_LENGTH: Final = 500
 # An append waits for one write to disk. A call of a shard waits twice at most, and must be done before its caller
 # gives up; what is written later than this is found when Redis answers again.
 _ANSWER_TIMEOUT_S: Final = 2.0
+# The field of an entry that holds its record; it is empty where an epoch begins.
 _FIELD: Final = b"r"
 
 
@@ -54,7 +55,7 @@ class Ticked(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
 
 Record = Applied | GroupCreated | GroupDeleted | Ticked
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Record).decode
+decode_record: Final = msgspec.msgpack.Decoder(Record).decode
 
 
 class Journal:
@@ -171,7 +172,7 @@ class Journal:
                 raise self._refusal(shard, error) from error
             for entry_id, fields in page:
                 if fields[_FIELD]:
-                    yield entry_id.decode(), _decode(fields[_FIELD]), len(fields[_FIELD])
+                    yield entry_id.decode(), decode_record(fields[_FIELD]), len(fields[_FIELD])
             if len(page) < _PAGE_LENGTH:
                 return
             start = f"({page[-1][0].decode()}"
@@ -222,6 +223,17 @@ def parse_position(text: str) -> tuple[int, int]:
     """Return epoch and sequence of an entry id."""
     epoch, sequence = text.split("-")
     return int(epoch), int(sequence)
+
+
+def reaches(position: str, first: tuple[int, int] | None) -> bool:
+    """Tell whether a journal whose first entry is `first` (None: it has none) goes on from a snapshot without a gap.
+
+    `0-0` is the position of no snapshot at all.
+    """
+    epoch, sequence = parse_position(position)
+    # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first,
+    # which may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
+    return first is None or first <= (epoch, sequence + 1) or first == (epoch + 1, 0)
 
 
 def position_text(position: tuple[int, int]) -> str:

@@ -33,6 +33,8 @@ from actors.errors import (
 
 # Raised by one whenever an older program could not read the directory any more.
 DATA_FORMAT: Final = 1
+# Stands in place of the format until a directory has been restored to its end.
+UNFINISHED: Final = "being restored"
 # 256 bits: guessing is out of the question, whatever the rate, so secrets need no slow hash and no lock-out.
 _SECRET_BYTES: Final = 32
 # Shorter text in a secret file is a cut-off or hand-made file: half of what we write.
@@ -276,6 +278,9 @@ class Endpoints:
     redis: UrlEndpoint
     ray: RayEndpoint
     https_devices: UrlEndpoint | None = None
+    # What a backup needs, and `up` may have been told otherwise than settings.yaml.
+    snapshots: str | None = None
+    key_file: str | None = None
 
     @classmethod
     def read(cls, data_dir: Path) -> Endpoints:
@@ -351,6 +356,9 @@ class DataDirectory:
             found = self.format_file.read_text(encoding="utf-8", errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             found = ""
+        if found == UNFINISHED:
+            problem = "a backup was not restored to its end here; remove the directory and restore it again"
+            raise SettingsError("--data-dir", str(self.path), problem)
         if found not in ("", str(DATA_FORMAT)):
             raise DataDirectoryVersion(self.format_file, found, DATA_FORMAT)
         try:

@@ -31,6 +31,7 @@ from actors.journal import (
     Ticked,
     parse_position,
     position_text,
+    reaches,
 )
 from actors.snapshots import BackgroundWriter, SnapshotStore, SnapshotWriter
 from actors.wall_clock import boot_time_s
@@ -204,7 +205,7 @@ class ShardKeeper:
             held.journal_bytes += size
         held.replay_s += self._clock_s() - start_s
         first = self._journal.first_position(held.shard.number)
-        if first is not None and not _reaches(first, known):
+        if first is not None and not reaches(known, first):
             raise ShardFenced(held.shard.number, parse_position(known)[0])
         return publishes
 
@@ -366,14 +367,6 @@ class ShardKeeper:
                     self._snapshots.write(held.shard, held.position)
         finally:
             self._journal.close()
-
-
-def _reaches(first: tuple[int, int], position: str) -> bool:
-    """Tell whether a journal that begins with an entry has all those after a position."""
-    epoch, sequence = parse_position(position)
-    # Trimming leaves the entry that the snapshot speaks up to; older versions left the one after it as the first, which
-    # may be the marker of the next epoch. A journal that was never trimmed begins with 1-0.
-    return first <= (epoch, sequence + 1) or first == (epoch + 1, 0)
 
 
 def apply_again(shard: Shard, record: Record) -> Outcome:

@@ -95,6 +95,14 @@ class SnapshotStore:
             raise LocationError(str(self._location), problem)
         return None
 
+    def positions(self, shard: int) -> list[str]:
+        """Return the journal positions of the shard's snapshots, newest first."""
+        return [position_text(position) for position, _ in self._files(shard)]
+
+    def content(self, shard: int, position: str) -> bytes:
+        """Return the bytes of a snapshot, whatever they are worth."""
+        return self._location.read(_name(shard, position))
+
     def newest_position(self, shard: int) -> str | None:
         """Return the journal position of the newest snapshot, readable or not; None where there is none."""
         files = self._files(shard)
@@ -114,9 +122,13 @@ class SnapshotStore:
 
     def keep(self, shard: int, position: str, content: bytes, *, kept_count: int = _KEPT_COUNT) -> None:
         """Write the bytes of a snapshot, and remove all but the last `kept_count`."""
-        self._location.write(f"shard-{shard}.{position}.snapshot", content)
+        self._location.write(_name(shard, position), content)
         for _, name in self._files(shard)[kept_count:]:
             self._location.remove(name)
+
+
+def _name(shard: int, position: str) -> str:
+    return f"shard-{shard}.{position}.snapshot"
 
 
 class SnapshotWriter:

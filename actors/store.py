@@ -57,14 +57,14 @@ class RedisServer(ManagedServer):
             hosts=list(dict.fromkeys((LOOPBACK, self._settings.cluster_address or LOOPBACK))),
             port=self.port,
             password=self._password,
-            quoted_directory=_redis_quoted(self._home),
+            quoted_directory=redis_quoted(self._home),
             memory_max_bytes=self._settings.store_memory_max_bytes,
         )
         write_atomically(self._configuration, text.encode())
 
     def answers(self) -> bool:
         """Tell whether the store answers at this moment."""
-        return _answers(self.url)
+        return store_answers(self.url)
 
     def wait_until_ready(self) -> None:
         """Return when the store answers; StoreError if that takes too long or it would lose data."""
@@ -98,7 +98,8 @@ def _redis_client(url: str) -> redis.Redis:
     )
 
 
-def _answers(url: str) -> bool:
+def store_answers(url: str) -> bool:
+    """Tell whether the Redis at `url` answers at this moment; takes PROBE_TIMEOUT_S at most."""
     try:
         with _redis_client(url) as client:
             return bool(client.ping())
@@ -107,6 +108,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _redis_quoted(path: Path) -> str:
+def redis_quoted(path: Path) -> str:
+    """Return a path as it stands in a configuration file of Redis, whatever characters it has."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -16,6 +16,7 @@ from actors.errors import ActorsError, OperatorError, PlatformNotRunning
 from twinfleet import (
     __version__,
     commands_audit,
+    commands_backup,
     commands_certificate,
     commands_cluster,
     commands_device,
@@ -53,6 +54,7 @@ app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
 app.add_typer(commands_cluster.app, name="cluster")
 app.add_typer(commands_audit.app, name="audit")
+app.add_typer(commands_backup.app, name="backup")
 app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
     commands_run.run
 )

@@ -93,6 +93,7 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
         *(("provisioning", "claim", name) for name in ("create", "list", "revoke")),
