@@ -263,6 +263,8 @@ class Cluster:
         self.mover = Process("mover")
         self._shard_mover = ShardMover(SimulatedHomes(self, self.mover))
         self._incarnation_count = 0
+        # Of the mover: one in which an answer was lost takes half a minute.
+        self.round_count = 0
         self.hosts = {name: self._start(name, is_predecessor_gone=True) for name in self.names}
         # Whom devices' requests (through the bridge), operators' and the mover's go to: each hears of a new host in its
         # time.
@@ -314,6 +316,7 @@ class Cluster:
             with contextlib.suppress(ActorsError):
                 await self._shard_mover.carry_out_all()
             self.chance.count("shard moved", int(before != self.placements.placement.homes))
+            self.round_count += 1
             await asyncio.sleep(1.0)
 
     def reader(self, shard: int) -> Host:

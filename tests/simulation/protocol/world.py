@@ -91,6 +91,7 @@ class World:
         self.clients.broker, self.clients.cluster = self.broker, self.cluster
         self.trouble_s = chance.between(*_TROUBLE_S)
         self._incarnation = 0
+        self._rounds_before = 0
         self._broker_was_killed = False
         self.bridge = self._start_bridge()
 
@@ -163,6 +164,7 @@ class World:
     def _heal(self) -> None:
         self.chance.heal()
         self.store.is_down = self.store.is_full = self.broker.is_down = False
+        self._rounds_before = self.cluster.round_count
 
     def _note(self, part: str, action: str, *, redelivers: bool = False) -> None:
         self.clients.note(Fault(self.loop.time(), part, action, redelivers))
@@ -309,7 +311,8 @@ class World:
         cluster = self.cluster
         if not all(cluster.host_of(shard).serves(shard) for shard in range(cluster.shard_count)):
             return False
-        if cluster.placements.placement.pending():
+        # The mover's present round may have begun before everything was mended, but not the one after it.
+        if cluster.placements.placement.pending() or cluster.round_count < self._rounds_before + 2:
             return False
         counts = self.bridge.bridge.statistics()
         under_way = counts.waiting_count + counts.in_flight_count + counts.unpublished_count
