@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from actors.errors import BackupUnusable, VaultError
+from actors.errors import BackupUnusable, LocationError, VaultError
 from actors.vault import KEY_ID_BYTES, key_id
 
 _MAGIC: Final = b"twinfleet backup\n"
@@ -62,7 +62,8 @@ class SealedWriter:
 class SealedReader:
     """Opens what a `SealedWriter` wrote; `name` is the backup's for people.
 
-    BackupUnusable as soon as something read is not what was written; VaultError if the key is another one.
+    BackupUnusable as soon as something read is not what was written, LocationError if it cannot be read; VaultError
+    if the key is another one.
     """
 
     def __init__(self, stream: IO[bytes], key: bytes, *, key_file: Path, name: str) -> None:
@@ -100,9 +101,12 @@ class SealedReader:
     def _take(self, count: int) -> bytes:
         """Return the next bytes of the stream, fewer only at its end: a stream may give less than it has."""
         parts: list[bytes] = []
-        while count > 0 and (part := self._stream.read(count)):
-            parts.append(part)
-            count -= len(part)
+        try:
+            while count > 0 and (part := self._stream.read(count)):
+                parts.append(part)
+                count -= len(part)
+        except OSError as error:
+            raise LocationError(self._name, f"cannot be read: {error}", retryable=True) from error
         return b"".join(parts)
 
 

@@ -133,9 +133,12 @@ class _Creation:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while piece := stream.read(PART_BYTES):
-            yield piece
+    try:
+        with file.open("rb") as stream:
+            while piece := stream.read(PART_BYTES):
+                yield piece
+    except OSError as error:
+        raise LocationError(str(file), f"cannot be read: {error}") from error
 
 
 def _file_parts(path: str, pieces: Iterable[bytes]) -> Iterator[FilePart]:

@@ -17,7 +17,7 @@ from actors.backup.create import Progress
 from actors.backup.records import Entries, FilePart, Members, Record, SnapshotPart, StreamEnd, Text
 from actors.backup.store_content import StoreWriter, client_of
 from actors.backup.verify import opened_backup
-from actors.errors import BackupRefused
+from actors.errors import BackupRefused, LocationError
 from actors.settings import DATA_FORMAT, UNFINISHED, DataDirectory, PlatformSettings, write_atomically
 from actors.snapshots import SnapshotStore
 from actors.store import RedisServer
@@ -41,7 +41,10 @@ def restore_backup(text: str, data_dir: Path, *, key_file: Path, progress: Progr
         directory.prepare()
         write_atomically(directory.format_file, UNFINISHED.encode())
         with directory.lock():
-            _restore(records, content, directory)
+            try:
+                _restore(records, content, directory)
+            except OSError as error:
+                raise LocationError(str(data_dir), f"cannot be written: {error}") from error
             summary = content.finish()
             # The names of all these files, too, are on the disk before the directory counts as whole.
             os.sync()

@@ -25,7 +25,7 @@ def opened_backup(
     key = read_key(key_file)
     location, name = Location.of_file(text)
     with location.reading(name) as stream:
-        reader = SealedReader(stream, key, key_file=key_file, name=text)
+        reader = SealedReader(stream, key, key_file=key_file, name=str(location))
         yield _told(read_records(reader, name=str(location)), progress), Content(str(location))
 
 

@@ -61,7 +61,7 @@ def test_the_endpoints_are_what_is_documented(platform: RunningPlatform) -> None
         "redis": {"url"},
         "ray": {"address", "token_file", "namespace"},
     }
-    assert set(found) == {"pid", "version", "ca", "operator_token_file", *wanted}
+    assert set(found) == {"pid", "version", "ca", "operator_token_file", "snapshots", "key_file", *wanted}
     assert {name: set(found[name]) for name in wanted} == wanted
     assert (found["pid"], found["version"]) == (platform.process.pid, __version__)
     assert mode(file) == 0o600
