@@ -124,10 +124,14 @@ class ServerPart:
         """Start the server again; WorldError if it does not become ready."""
         if self._server.is_alive():
             _kill(self.pid)
-        if self._before_start is not None:
-            await self._before_start()
-        # Here, in the main thread: the child ends with the thread that has started it.
-        self._server.spawn()
+        try:
+            if self._before_start is not None:
+                await self._before_start()
+            # Here, in the main thread: the child ends with the thread that has started it.
+            self._server.spawn()
+        except OSError as error:
+            # A full disk, most likely: nothing can be written of what a server is started with.
+            raise WorldError(f"it can't be started: {error}", retryable=True) from error
         try:
             await asyncio.to_thread(self._server.wait_until_ready)
         except ProcessEnded:

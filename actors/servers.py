@@ -5,6 +5,7 @@ What a server is told, and when it counts as ready, is for the module of that se
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,13 @@ class ManagedServer(ABC):
             log_file=self._log_file,
             environment=tool.environment,
         )
-        write_atomically(pid_file(self._home), f"{self._process.pid}\n".encode())
+        try:
+            write_atomically(pid_file(self._home), f"{self._process.pid}\n".encode())
+        except OSError:
+            # Nobody would find it when this process has died.
+            self._process.send_signal(signal.SIGKILL)
+            self._process.stop(timeout_s=self._settings.stop_timeout_s)
+            raise
 
     def _wait_until(self, is_ready: Callable[[], bool]) -> None:
         process, timeout_s = self._require_process(), self._settings.start_timeout_s

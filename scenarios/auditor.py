@@ -39,8 +39,8 @@ _OPERATOR_COUNT: Final = 2
 _SESSION_EXPIRY_S: Final = 3600
 # A handshake takes milliseconds; a machine that is also starting Ray takes longer.
 _CONNECT_TIMEOUT_S: Final = 30.0
-# How often it is looked whether all is quiet.
-_LOOK_S: Final = 0.3
+# How often it is looked whether all is quiet; what is under way takes milliseconds.
+_LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +233,11 @@ async def _report(devices: Sequence[AuditedDevice], rate: float) -> None:
 async def _operate(
     operator: AuditedOperator, devices: Sequence[AuditedDevice], draws: random.Random, pause_s: float
 ) -> None:
-    while True:
-        name, shadow_name = draws.choice(devices).name, draws.choice(SHADOW_NAMES)
-        await operator.wish(name, shadow_name)
-        await operator.read(name, shadow_name)
+    """Let an operator go from device to device: he wishes something of one of its shadows, and reads it."""
+    for device in itertools.cycle(draws.sample(devices, len(devices))):
+        shadow_name = draws.choice(SHADOW_NAMES)
+        await operator.wish(device.name, shadow_name)
+        await operator.read(device.name, shadow_name)
         await asyncio.sleep(pause_s)
 
 

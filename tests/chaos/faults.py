@@ -44,6 +44,10 @@ class Fault(ABC):
     def name(self) -> str:
         """Return what it is called on the command line."""
 
+    def is_possible(self, stage: Stage) -> bool:
+        """Tell whether this machine allows it."""
+        return True
+
     @abstractmethod
     def strike(self, stage: Stage, draws: random.Random) -> None:
         """Let it happen."""
@@ -137,6 +141,9 @@ class DiskFull(Fault):
     def name(self) -> str:
         return "disk full"
 
+    def is_possible(self, stage: Stage) -> bool:
+        return stage.has_small_disk
+
     def strike(self, stage: Stage, draws: random.Random) -> None:
         assert stage.has_small_disk, "the disk of the machine is not for filling"
         ballast = stage.data_dir / "ballast"
@@ -211,7 +218,7 @@ _ALL: Final = (
     Kill("supervisor", redelivers=True, ends_platform=True),
     Kill("gcs"),
     Kill("raylet", redelivers=True),
-    Pause("shard actor", lasts_s=(11.0, 20.0)),
+    Pause("shard actor", lasts_s=(4.0, 20.0)),
     Pause("bridge", lasts_s=(2.0, 20.0), redelivers=True),
     Pause("store", lasts_s=(2.0, 20.0)),
     Pause("broker", lasts_s=(2.0, 20.0), redelivers=True),

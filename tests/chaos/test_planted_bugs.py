@@ -18,7 +18,6 @@ from actors.shard_actor import ShardHost
 from scenarios.auditor import judge
 from scenarios.auditor_clients import Client, Recorder
 from tests.chaos.auditing import SHORT, Auditor
-from tests.chaos.faults import FAULTS
 from tests.chaos.stage import Stage
 from tests.chaos.trial import Trial
 from tests.integration.running_platform import until
@@ -42,7 +41,7 @@ def planted(stage: Stage, bug: str) -> Iterator[None]:
 @pytest.mark.parametrize("bug", ["ack before journal", "lost tail"])
 def test_what_is_lost_when_a_shard_dies_is_missed(stage: Stage, tmp_path: Path, bug: str) -> None:
     with planted(stage, bug):
-        result = Trial(stage, FAULTS["kill shard actor"], 0, size=SHORT, directory=tmp_path).run()
+        result = Trial(stage, "kill shard actor", 0, size=SHORT, directory=tmp_path).run()
     assert result.failure == ""
     assert result.contradiction != ""
     # It comes with the operations that make it up.

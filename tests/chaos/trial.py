@@ -1,10 +1,11 @@
-"""One trial: a fault and a seed, under the auditor."""
+"""One trial: a plan of faults and a seed, under the auditor."""
 
 from __future__ import annotations
 
 import random
 import shlex
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +20,21 @@ from tests.chaos.stage import Stage
 RECOVERY_TIMEOUT_S: Final = 120.0
 
 
-class TrialResult(msgspec.Struct, frozen=True):
-    """What came of a trial; `failure` is '' where all that was accepted is there and the platform came back."""
+# All faults, one after the other in an order that the seed draws, under one auditor: what comes of one meets the next.
+STORM: Final = "storm"
+PLANS: Final[Mapping[str, Sequence[str]]] = {**{name: [name] for name in FAULTS}, STORM: list(FAULTS)}
 
-    fault: str
+
+class TrialResult(msgspec.Struct, frozen=True):
+    """What came of a trial; `failure` is '' where all that was accepted is there and the platform came back.
+
+    `recoveries_s`, by fault, is how long some thing was not served, at most, after each blow had been mended.
+    """
+
+    plan: str
     seed: int
-    blows: int
     kills: int
-    recoveries_s: list[float]
+    recoveries_s: dict[str, list[float]]
     took_s: float
     operations: int = 0
     accepted: int = 0
@@ -41,28 +49,29 @@ class TrialResult(msgspec.Struct, frozen=True):
 
 
 class Trial:
-    """The blows of one fault; the platform serves when it begins, and when it has run."""
+    """The blows of a plan; the platform serves when it begins, and when it has run."""
 
-    def __init__(self, stage: Stage, fault: Fault, seed: int, *, size: Size, directory: Path) -> None:
+    def __init__(self, stage: Stage, plan: str, seed: int, *, size: Size, directory: Path) -> None:
         self._stage = stage
-        self._fault = fault
+        self._plan = plan
         self._seed = seed
         self._size = size
-        self._draws = random.Random(f"{fault.name}/{seed}")
+        self._draws = random.Random(f"{plan}/{seed}")
         self._auditor = Auditor(stage, directory, seed=seed, size=size)
-        self._recoveries_s: list[float] = []
+        self._recoveries_s: dict[str, list[float]] = {}
         self._failures: list[str] = []
         self._kill_count = 0
+        # Since when nothing is missing any more that was, but that every thing is served.
+        self._whole_since_s: float | None = None
 
     def run(self) -> TrialResult:
         """Return what comes of it."""
         begun_s = time.monotonic()
         found: dict[str, Any] = {}
         try:
-            duration_s = self._fault.lasts_s[self._size.is_full]
-            for _ in range(1 if duration_s else self._size.blows):
+            for fault in self._blows():
                 self._auditor.wait_for_load(self._draws)
-                self._recoveries_s.append(self._strike(duration_s))
+                self._recoveries_s.setdefault(fault.name, []).append(self._strike(fault))
             found = self._auditor.conclude()
         except TrialFailed as problem:
             self._failures.append(f"{problem}; {self._stage.state()}")
@@ -70,9 +79,8 @@ class Trial:
             self._auditor.kill()
         self._start_again_if_ended()
         return TrialResult(
-            self._fault.name,
+            self._plan,
             self._seed,
-            blows=len(self._recoveries_s),
             kills=self._kill_count,
             recoveries_s=self._recoveries_s,
             took_s=round(time.monotonic() - begun_s, 1),
@@ -83,36 +91,48 @@ class Trial:
             failure="; ".join(self._failures),
         )
 
-    def _strike(self, duration_s: float) -> float:
+    def _blows(self) -> Iterator[Fault]:
+        names = list(PLANS[self._plan])
+        self._draws.shuffle(names)
+        for fault in (FAULTS[name] for name in names):
+            if fault.is_possible(self._stage):
+                yield from [fault] * (1 if self._duration_s(fault) else self._size.blows)
+
+    def _duration_s(self, fault: Fault) -> float:
+        return fault.lasts_s[self._size.is_full]
+
+    def _strike(self, fault: Fault) -> float:
         """Break something and mend it; return how long a thing was not served, at most, from then on."""
-        auditor, fault, stage = self._auditor, self._fault, self._stage
+        auditor, stage = self._auditor, self._stage
+        again_count = 0
         struck_s = time.monotonic()
         fault.strike(stage, self._draws)
-        self._kill_count += fault.is_kill
         try:
-            again_count = fault.last(stage, duration_s)
-            self._kill_count += again_count
+            again_count = fault.last(stage, self._duration_s(fault))
         finally:
             mended_s = time.monotonic()
             fault.mend(stage)
+        self._kill_count += fault.is_kill * (1 + again_count)
+        self._whole_since_s = None
         try:
-            auditor.wait_until(
-                lambda: self._is_back(mended_s),
-                "every part is back, and every thing is served again",
-                timeout_s=RECOVERY_TIMEOUT_S,
-            )
+            what = f"every thing is served again after {fault.name}"
+            auditor.wait_until(self._is_back, what, timeout_s=RECOVERY_TIMEOUT_S)
         finally:
-            back_s = time.monotonic()
-            event = FaultEvent(struck_s, fault.part, fault.name, fault.redelivers, until_s=back_s)
+            event = FaultEvent(struck_s, fault.part, fault.name, fault.redelivers, until_s=time.monotonic())
             for _ in range(1 + again_count):
                 auditor.note(event)
             auditor.note(FaultEvent(mended_s, fault.part, "mended"))
         return auditor.longest_silence_s(mended_s)
 
-    def _is_back(self, mended_s: float) -> bool:
+    def _is_back(self) -> bool:
+        """Tell whether every part is there, ready, and every thing has been served since."""
         self._start_again_if_ended()
-        is_served = self._auditor.is_served(mended_s)
-        return is_served and self._stage.is_whole() and self._stage.is_ready()
+        if not (self._stage.is_whole() and self._stage.is_ready()):
+            self._whole_since_s = None
+            return False
+        if self._whole_since_s is None:
+            self._whole_since_s = time.monotonic()
+        return self._auditor.is_served(self._whole_since_s)
 
     def _start_again_if_ended(self) -> None:
         """Start a platform again that should not have ended: what it had accepted must be there all the same."""
@@ -123,17 +143,15 @@ class Trial:
             self._stage.start_again()
 
 
-def command_of(fault: Fault, seed: int, size: Size) -> str:
-    """Return what repeats a trial, to be pasted into a shell."""
-    short = [] if size.is_full else ["--short"]
-    return shlex.join(["./dev", "chaos", "--fault", fault.name, "--seed", str(seed), *short])
-
-
 def line_of(result: TrialResult, size: Size) -> str:
     """Return what came of a trial, and what repeats it if it failed."""
-    recoveries = ", ".join(f"{each:.1f}" for each in result.recoveries_s)
-    text = f"{result.fault}, seed {result.seed}: {result.accepted} accepted, not served for {recoveries} s"
+    recoveries = ", ".join(f"{each:.1f}" for times in result.recoveries_s.values() for each in times)
+    text = (
+        f"{result.plan}, seed {result.seed}: {result.accepted} accepted, not served for {recoveries} s "
+        f"(took {result.took_s:.0f} s)"
+    )
     if result.holds:
         return text
-    repeat = command_of(FAULTS[result.fault], result.seed, size)
+    short = [] if size.is_full else ["--short"]
+    repeat = shlex.join(["./dev", "chaos", "--plan", result.plan, "--seed", str(result.seed), *short])
     return f"{text}\n  FAILED: {result.failure} {result.contradiction}\n  repeat: {repeat}"
