@@ -23,6 +23,8 @@ from actors.shard_actor import ShardOrder
 _LOG: Final = logging.getLogger(__name__)
 # A shard of 100,000 twins is written down, or read, in about a second; the others of its host wait meanwhile.
 _STEP_TIMEOUT_S: Final = 30.0
+# While moves take their time, nodes may be lost.
+_LOOK_EVERY_S: Final = 1.0
 
 
 class ShardMover:
@@ -118,12 +120,24 @@ class Placer:
         """Do what there is to do at present, and return what was not possible; to be called every second or so."""
         try:
             await self._take_from_lost()
-            return await self._mover.carry_out_all()
+            return await self._until_lost(asyncio.create_task(self._mover.carry_out_all()))
         except StoreError as error:
             self._absences.forget()
             return [str(error)]
 
-    async def _take_from_lost(self) -> None:
+    async def _until_lost(self, moving: asyncio.Task[list[str]]) -> list[str]:
+        """Return what was not possible; moves that may wait for a node are broken off when that is lost."""
+        try:
+            while not moving.done():
+                await asyncio.wait({moving}, timeout=_LOOK_EVERY_S)
+                if not moving.done() and await self._take_from_lost():
+                    return []
+            return moving.result()
+        finally:
+            moving.cancel()
+
+    async def _take_from_lost(self) -> bool:
+        """Have the shards of nodes that are lost wanted elsewhere; tell whether there are any."""
         await self._homes.refresh()
         nodes = set(self._homes.placement.nodes.values()) - {HEAD_NODE}
         present = await asyncio.to_thread(self._membership.present, nodes)
@@ -131,3 +145,4 @@ class Placer:
         if lost:
             _LOG.error("lost, and its shards go to others: %s", ", ".join(sorted(lost)))
             await asyncio.to_thread(self._homes.store.change, lambda placement: placement.without_lost(lost))
+        return bool(lost)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import ray
 
 from actors.errors import PlacementError, ShardNotHere
 from actors.fleet import LocalFleet
-from actors.ray_fleet import RayFleet, RayTwin
+from actors.placement import HEAD_NODE, PlacementStore
+from actors.ray_fleet import RayFleet, RayTwin, find_fleet
+from actors.shard_mover import Placer
 from tests.contract.conftest import START_S
-from tests.contract.fleets import SHARD_COUNT, ray_fleet
+from tests.contract.fleets import SHARD_COUNT, ray_fleet, ray_stage
 from tests.integration.bridge_stage import Device, bridge, device, until
-from tests.integration.running_broker import running_site
+from tests.integration.running_broker import DEADLINE_S, running_site
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Group
 from twins.sharding import shard_of
@@ -170,6 +175,33 @@ async def test_a_shard_that_a_broken_move_has_left_nowhere_is_opened_again(movin
     reply = await moving.ask(Request(Operation.SHADOW_GET, "lamp"))
     assert json.loads(reply.payload)["version"] == 1
     assert await home.release_shards.remote([shard]) == []
+
+
+async def test_a_node_that_is_cut_off_in_the_middle_of_a_move_holds_up_nobody(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    with ray_stage(tmp_path / "stage", 2) as stage:
+        fleet = find_fleet(stage.store_url)
+        await fleet.twin("lamp").update_desired({"level": 1})
+        here, there = fleet.placement.nodes
+        placements = PlacementStore.at(stage.store_url)
+        # Nobody has ever heard of the cellar.
+        cellar = {here: HEAD_NODE, there: "cellar"}
+        placements.change(
+            lambda placement: msgspec.structs.replace(placement, nodes=cellar).without(HEAD_NODE)
+        )
+        pid = (await fleet.status(fleet.lane_of(fleet.placement.shards_of(there)[0]))).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            placer = Placer(stage.store_url)
+            async with asyncio.timeout(DEADLINE_S):
+                # The first move waits for an answer that does not come.
+                while placements.read().homes != (here,) * SHARD_COUNT:
+                    await placer.place()
+                reply = await fleet.ask(Request(Operation.SHADOW_GET, "lamp"))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert json.loads(reply.payload)["version"] == 1
 
 
 async def test_a_shard_does_not_move_where_there_is_no_place(moving: RayFleet) -> None:
