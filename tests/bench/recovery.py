@@ -25,12 +25,12 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from actors.actor_settings import BRIDGE_NAME, HostSettings
+from actors.actor_settings import HostSettings
 from actors.journal import parse_position
-from actors.ray_fleet import open_actor, start_actor
+from actors.ray_fleet import open_actor, start_shard_actor
 from actors.ray_runtime import local_head
 from actors.settings import DataDirectory, PlatformSettings, read_or_create_secret
-from actors.shard_actor import HostStatus, ShardActor
+from actors.shard_actor import HostStatus
 from actors.store import RedisServer
 from tests.bench.real_twins import (
     SHARD_COUNT,
@@ -56,18 +56,6 @@ TAIL_LENGTH = 20
 # Submissions under way to the actor at a time; more only wait there.
 _WINDOW = 4
 _DEADLINE_S = 120.0
-
-
-def start() -> Any:
-    """Return a shard actor that Ray restarts when its process dies."""
-    return start_actor(
-        ShardActor,
-        "recovery",
-        BRIDGE_NAME,
-        concurrency_groups={"control": 1, "lifetime": 1},
-        allow_out_of_order_execution=True,
-        max_restarts=-1,
-    )
 
 
 def submit_all(actor: Any, submissions: Iterator[bytes]) -> None:
@@ -188,7 +176,7 @@ def measure(twin_count: int = TWIN_COUNT) -> list[BenchResult]:
         settings = host_settings(platform, store)
         try:
             with local_head(directory.ray_token_file):
-                actor = start()
+                actor = start_shard_actor("recovery")
                 entry_count = fill(actor, settings, twin_count)
                 files = newest_snapshots(directory.snapshots)
                 way = kill_and_wait(actor, settings, twin_count)
