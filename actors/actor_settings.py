@@ -31,15 +31,13 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class BridgeSettings(msgspec.Struct, frozen=True):
-    """Where the broker's internal listener and the store are, and how many shards and shard actors there are."""
+    """Where the broker's internal listener and the store are."""
 
     host: str
     port: int
     user_name: str
     password: str
     redis_url: str
-    shard_count: int
-    shard_actor_count: int
     log_file: str
 
 
@@ -52,8 +50,6 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     api_port: int
     device_port: int
     mqtts: MqttsEndpoint
-    shard_count: int
-    shard_actor_count: int
     supervisor_pid: int
     log_file: str
 

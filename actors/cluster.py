@@ -305,8 +305,6 @@ class _Platform:
             internal.user_name,
             internal.password,
             self._store.url,
-            self._settings.shard_count,
-            self._settings.shard_actor_count,
             self._log_file("bridge"),
         )
 
@@ -320,8 +318,6 @@ class _Platform:
             api_port=self._settings.api_port if urls is None else urls.api_port,
             device_port=self._settings.device_port if urls is None else urls.device_port,
             mqtts=self._mqtts,
-            shard_count=self._settings.shard_count,
-            shard_actor_count=self._settings.shard_actor_count,
             supervisor_pid=os.getpid(),
             log_file=self._log_file("gateway"),
         )
