@@ -61,23 +61,6 @@ def read_before_marker(patches: pytest.MonkeyPatch) -> None:
     )
 
 
-def snapshot_before_marker(patches: pytest.MonkeyPatch) -> None:
-    """Choose the snapshot before the marker: the journal behind it may be trimmed in between."""
-    newest, newest_position = SnapshotStore.newest, SnapshotStore.newest_position
-    chosen: dict[tuple[SnapshotStore, int], Any] = {}
-
-    def choose(snapshots: SnapshotStore, shard: int) -> str | None:
-        chosen[snapshots, shard] = newest(snapshots, shard)
-        return newest_position(snapshots, shard)
-
-    patches.setattr(SnapshotStore, "newest_position", choose)
-    patches.setattr(
-        SnapshotStore,
-        "newest",
-        lambda snapshots, shard: chosen.pop((snapshots, shard), None) or newest(snapshots, shard),
-    )
-
-
 def late_acknowledgement(patches: pytest.MonkeyPatch) -> None:
     """Acknowledge on a new connection under the packet ids of the old one."""
     connected = MqttBridge._on_connected
@@ -165,7 +148,6 @@ PLANTS: Final[dict[str, Plant]] = {
         answer_before_journal,
         no_fence,
         read_before_marker,
-        snapshot_before_marker,
         late_acknowledgement,
         snapshot_one_behind,
         snapshot_one_ahead,

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from actors import shard_keeper
 from actors.snapshots import SnapshotStore
 from scenarios.history import describe_event
 from tests.simulation.protocol.bugs import PLANTS
@@ -90,8 +91,10 @@ def test_what_a_killed_broker_delivers_again_is_known_to_the_bridge_alone(does_b
     )
 
 
+# Seeds come to this too seldom for a planted bug: without asking, two of 30,000 showed it.
+@pytest.mark.parametrize("does_ask_afterwards", [True, False])
 def test_a_journal_that_is_trimmed_while_it_is_read_is_not_taken_for_whole(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, does_ask_afterwards: bool
 ) -> None:
     world = World(0)
     world.chance.heal()
@@ -100,7 +103,7 @@ def test_a_journal_that_is_trimmed_while_it_is_read_is_not_taken_for_whole(
     newest = SnapshotStore.newest
 
     def newest_and_then(snapshots: SnapshotStore, shard: int) -> tuple[Shard, str] | None:
-        monkeypatch.undo()
+        monkeypatch.setattr(SnapshotStore, "newest", newest)
         found = newest(snapshots, shard)
         world.store.is_full = False
         for _ in range(20):
@@ -109,10 +112,12 @@ def test_a_journal_that_is_trimmed_while_it_is_read_is_not_taken_for_whole(
         return found
 
     monkeypatch.setattr(SnapshotStore, "newest", newest_and_then)
+    if not does_ask_afterwards:
+        monkeypatch.setattr(shard_keeper, "reaches", lambda _position, _first: True)
     # It finds the store full, and reads before it has marked the journal as its own.
     document = world.cluster.reader(shard_of("lamp", world.cluster.shard_count)).shadow("lamp")
-    assert document["version"] == 20
-    assert world.conclude() is None
+    assert (document["version"] == 20) == does_ask_afterwards
+    assert (world.conclude() is None) == does_ask_afterwards
 
 
 # The most seldom of them shows in one of some thousand histories.
