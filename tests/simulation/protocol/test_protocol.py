@@ -18,8 +18,9 @@ from tests.simulation.protocol.world import Result, World, run_history
 from twins.shard import Shard
 from twins.sharding import shard_of
 
-# Each of these in a test of its own, so that they may run side by side; each seed runs twice.
-PART_COUNT: Final = 10
+# Each of these in a test of its own, so that they may run side by side; each seed runs twice. So many fit into a test
+# run; `python -m tests.simulation.protocol --seeds 30000` runs more.
+PART_COUNT: Final = 4
 SEEDS_OF_PART: Final = 3000
 # What every part of that size must have seen, or it says nothing: the histories would be too tame.
 SOMETIMES: Final = (
