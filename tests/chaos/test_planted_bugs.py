@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from actors.actor_settings import HostSettings
-from actors.errors import ShardFenced
+from actors.errors import ShardFenced, ShardNotHere
 from actors.settings import DataDirectory
 from actors.shard_actor import ShardHost
 from scenarios.auditor import judge
@@ -68,6 +68,7 @@ def test_a_shard_that_serves_beside_its_successor_is_found_out(stage: Stage, tmp
 def serve_beside(stage: Stage, thing_names: list[str], history: Path, directory: Path) -> None:
     """Take over the shard of each thing in this process, as a successor does, and accept an operator's wish for it."""
     snapshots = directory / "snapshots"
+    # A copy, so that nothing is written where the platform's own are.
     shutil.copytree(DataDirectory(stage.data_dir).snapshots, snapshots)
     recorder = Recorder(history)
     rival = Client("rival", recorder, is_direct=True)
@@ -82,6 +83,7 @@ def serve_beside(stage: Stage, thing_names: list[str], history: Path, directory:
             # More than there is, so that nothing is written down here.
             1 << 30,
             str(directory / "host.log"),
+            is_predecessor_gone=True,
         )
 
         def is_accepted(name: str = thing_name, shard: HostSettings = settings) -> bool:
@@ -90,9 +92,9 @@ def serve_beside(stage: Stage, thing_names: list[str], history: Path, directory:
             number = rival.begin(name, "", {"desired.rival": wish["rival"]})
             try:
                 rival.accepted(number, host.update_desired(name, wish)["version"])
-            except ShardFenced as error:
+            except (ShardFenced, ShardNotHere) as error:
                 # The platform's own actor was quicker, which should not serve any more either.
-                rival.refused(number, str(error))
+                rival.unknown(number, str(error))
                 return False
             return True
 

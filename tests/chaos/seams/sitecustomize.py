@@ -42,7 +42,7 @@ def _change_clock(module: ModuleType) -> None:
 
 def _plant_bugs(module: ModuleType) -> None:
     journal, fenced, encode = module.Journal, module.ShardFenced, module._encode
-    append, read = journal.append, journal.read
+    append, read, taken_over = journal.append, journal.read, journal.taken_over
 
     def buggy_append(self: Any, records: Sequence[tuple[int, Any]]) -> list[int]:
         bug = _seam("bug")
@@ -61,10 +61,14 @@ def _plant_bugs(module: ModuleType) -> None:
         return list(append(self, records))
 
     def buggy_read(self: Any, shard: int, *, after: str = "0-0") -> Any:
-        entries = list(read(self, shard, after=after))
-        return iter(entries[:-1] if _seam("bug") == "lost tail" else entries)
+        entries = read(self, shard, after=after)
+        return iter(list(entries)[:-1]) if _seam("bug") == "lost tail" else entries
+
+    def buggy_taken_over(self: Any, shards: Sequence[int]) -> list[int]:
+        return [] if _seam("bug") == "no fencing" else list(taken_over(self, shards))
 
     journal.append = buggy_append
+    journal.taken_over = buggy_taken_over
     journal.read = buggy_read
 
 
