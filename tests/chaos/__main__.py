@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import itertools
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def main() -> None:
     )
     parser.add_argument("--short", action="store_true", help="the size of ./dev test")
     options = parser.parse_args()
+    # So that whoever ends this ends the platform, too, which has a session of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plans = options.plan or list(PLANS)
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     results = []
