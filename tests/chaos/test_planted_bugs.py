@@ -24,6 +24,8 @@ from tests.integration.running_platform import until
 from twins.sharding import shard_of
 
 SHARD_COUNT = 16
+# Each kills one of two shard actors, and the auditor's things are all served by one: half of the trials spare them.
+TRIALS_MAX = 10
 
 
 @contextmanager
@@ -39,11 +41,15 @@ def planted(stage: Stage, bug: str) -> Iterator[None]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("bug", ["ack before journal", "lost tail"])
-def test_what_is_lost_when_shards_die_is_missed(stage: Stage, tmp_path: Path, bug: str) -> None:
+def test_what_is_lost_when_a_shard_dies_is_missed(stage: Stage, tmp_path: Path, bug: str) -> None:
     with planted(stage, bug):
-        # All of them: no thing is spared.
-        result = Trial(stage, "kill supervisor", 0, size=SHORT, directory=tmp_path).run()
-    assert result.failure == ""
+        for seed in range(TRIALS_MAX):
+            directory = tmp_path / str(seed)
+            directory.mkdir()
+            result = Trial(stage, "kill shard actor", seed, size=SHORT, directory=directory).run()
+            assert result.failure == ""
+            if result.contradiction:
+                break
     assert result.contradiction != ""
     # It comes with the operations that make it up.
     assert "\n" in result.contradiction
