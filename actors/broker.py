@@ -55,6 +55,7 @@ _PASSWORD_SALT_BYTES: Final = 12
 _RESERVED_FILE_COUNT: Final = 100
 # Connections at once that end sessions, out of the room of _RESERVED_FILE_COUNT; more are not faster.
 _ENDED_AT_ONCE: Final = 8
+_DISCONNECT: Final = b"\xe0\x00"
 _RELOAD_BEGINS: Final = b"Reloading config"
 # After the time: elsewhere in a line may stand what a device has chosen, as the filter of a subscription.
 _PROBLEM: Final = re.compile(r"\S+ Error:")
@@ -211,7 +212,6 @@ class BrokerReload:
             raise PlatformNotRunning(data_dir, f"{holder} names no running mosquitto")
         self._pid: Final = pid
         self._internal: Final = _internal_listener(directory, INTERNAL_USER)
-        self._address: Final = (self._internal.host, self._internal.port)
         self._log_file: Final = _mosquitto_log(directory)
         self._offset = 0
 
@@ -220,8 +220,10 @@ class BrokerReload:
         self._offset = self._log_file.stat().st_size
         os.kill(self._pid, signal.SIGHUP)
         # While nothing arrives mosquitto looks for signals ten times a second; a connection makes it look at once.
-        with suppress(OSError), socket.create_connection(self._address, timeout=PROBE_TIMEOUT_S):
-            pass
+        # One that says who it is: closed without a word it would be counted as somebody's failed handshake.
+        address = (self._internal.host, self._internal.port)
+        with suppress(OSError), socket.create_connection(address, timeout=PROBE_TIMEOUT_S) as connection:
+            connection.sendall(_connect_packet(self._internal) + _DISCONNECT)
 
     def signal_if(self, is_safe: Callable[[], bool], *, even_at_work: bool = False) -> bool:
         """Hold the broker still, ask whether it is safe to reload now, and if so tell it to; return whether it was.
@@ -303,8 +305,8 @@ def _internal_listener(directory: DataDirectory, user_name: str) -> InternalList
     )
 
 
-def _accepts_bridge(listener: InternalListener, *, client_id: str = "") -> bool:
-    """Tell whether the broker answers a CONNECT of the internal user, under a client id of its own unless told one."""
+def _connect_packet(listener: InternalListener, client_id: str = "") -> bytes:
+    """Return a CONNECT of the internal user, under a client id of its own unless told one."""
     fields = (
         client_id or f"app.probe.{os.getpid()}.{secrets.token_hex(4)}",
         listener.user_name,
@@ -315,11 +317,16 @@ def _accepts_bridge(listener: InternalListener, *, client_id: str = "") -> bool:
     body = b"\x00\x04MQTT\x04\xc2\x00\x0a" + payload
     # One byte holds up to 127, two up to 16,383 (2.2.3); all three fields together are below 300.
     length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) & 127 | 128, len(body) >> 7])
+    return b"\x10" + length + body
+
+
+def _accepts_bridge(listener: InternalListener, *, client_id: str = "") -> bool:
+    """Tell whether the broker answers a CONNECT of the internal user, under a client id of its own unless told one."""
     try:
         with socket.create_connection((listener.host, listener.port), timeout=PROBE_TIMEOUT_S) as connection:
-            connection.sendall(b"\x10" + length + body)
+            connection.sendall(_connect_packet(listener, client_id))
             answer = connection.recv(4)
-            connection.sendall(b"\xe0\x00")
+            connection.sendall(_DISCONNECT)
     except OSError:
         return False
     return answer == b"\x20\x02\x00\x00"

@@ -20,6 +20,7 @@ from gmqtt import Client
 from gmqtt.mqtt.constants import MQTTv311
 
 from actors.broker import AccessList, MosquittoBroker, end_session, reload_broker, write_acl
+from actors.broker_log import ConfigurationReloaded, HandshakeFailed, parse_line
 from actors.errors import BrokerError, PlatformNotRunning, PortInUse, ProcessEnded
 from actors.pki import CertificateAuthority, generate_key_and_csr
 from actors.processes import loopback_addresses, wait_until
@@ -290,6 +291,17 @@ def test_a_reload_from_another_process_finds_the_broker(site: Site) -> None:
     command = "import sys, pathlib; from actors.broker import reload_broker; reload_broker(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", command, str(site.settings.data_dir)], check=True, timeout=60)
     assert site.broker.is_alive()
+
+
+def test_a_reload_is_nobodys_failed_handshake(site: Site) -> None:
+    before = len(site.log())
+    for _ in range(3):
+        site.broker.reload()
+    # The end of a connection may be told after the reload.
+    assert wait_until(lambda: "app.probe" in site.log()[before:].rpartition("Reloading")[2], timeout_s=DEADLINE_S)
+    events = [parse_line(line) for line in site.log()[before:].splitlines()]
+    assert sum(isinstance(event, ConfigurationReloaded) for event in events) == 3
+    assert not [event for event in events if isinstance(event, HandshakeFailed)]
 
 
 def test_a_reload_without_a_broker_says_that_none_runs(tmp_path: Path) -> None:
