@@ -18,16 +18,182 @@ from twins.sharding import NamePattern
 
 # Field validity of a row is one bit a field in a 16-bit column.
 FIELD_COUNT_MAX: Final = 16
-DTYPES: Final = ("float32", "uint32", "bool", "choice")
+# How a field is stored, and the NumPy dtype of its column.
+DTYPES: Final[Mapping[str, str]] = {
+    "float32": "f4",
+    "float16": "f2",
+    "uint32": "u4",
+    "uint16": "u2",
+    "uint8": "u1",
+    "int32": "i4",
+    "int16": "i2",
+    "int8": "i1",
+    "bool": "u1",
+    "choice": "u1",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a device's value is at the start: drawn evenly from `low` to `high`, in steps of `step` where that is not 0.
+
+    For a choice field `weights` says how likely each choice is.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 0.0
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The value stays what it was at the start, or what the device was asked for."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The value is that of a formula, each time anew."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A value between two formulas, drawn anew each time."""
+
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A normally distributed value, drawn anew each time."""
+
+    mean: str
+    deviation: str
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """A random walk that reverts to `toward`, an Ornstein-Uhlenbeck process; `deviation` is its stationary standard one.
+
+    With a deviation of 0 it is the exponential approach to `toward`.
+    """
+
+    toward: str
+    time_constant_s: float
+    deviation: str = "0"
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """A sine in virtual time, at its highest `peak_s` seconds into each period."""
+
+    mean: str
+    amplitude: str
+    period_s: float = 86400.0
+    peak_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A store that empties: it loses `rate` units a second and `per_report` units with each report sent.
+
+    It stops at the field's minimum.
+    """
+
+    rate: str
+    per_report: str = "0"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A counter: it gains `rate` units a second and `per_report` with each report; past its maximum it wraps round."""
+
+    rate: str
+    per_report: str = "0"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One of a choice field's choices, drawn anew each time; `weights` are formulas, one for each choice."""
+
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Markov:
+    """A continuous-time Markov chain over the choices of a choice field, or over false and true.
+
+    `rates` holds (from, to, formula): transitions a second, where `from` and `to` are positions of choices.
+    """
+
+    rates: tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded series, `step_s` seconds between values, again from its start at its end.
+
+    With `is_shifted` each device begins at a place of its own.
+    """
+
+    values: tuple[float, ...]
+    step_s: float
+    is_shifted: bool = True
+
+
+Generator = (
+    Constant
+    | Computed
+    | Uniform
+    | Normal
+    | RandomWalk
+    | Sinusoid
+    | Decay
+    | Counter
+    | Weighted
+    | Markov
+    | Replay
+)
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """How a device's connection comes and goes: formulas for the mean seconds online and offline at a stretch.
+
+    `online_s` of "0" stands for a device that is always online.
+    """
+
+    online_s: str = "0"
+    offline_s: str = "0"
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """When a device reports what it measures.
+
+    It samples every `every_s` seconds (0: the group says) and reports each sample, sent up to `jitter_s` later; or,
+    where `dead_bands` names fields, only samples in which one of them differs from the last one sent by more than its
+    dead band (0 for any difference), and at the latest `at_least_every_s` after the last one sent (0: never for that).
+    """
+
+    every_s: int = 0
+    jitter_s: float = 0.0
+    dead_bands: tuple[tuple[str, float], ...] = ()
+    at_least_every_s: int = 0
 
 
 @dataclass(frozen=True)
 class Field:
     """One value that a device reports.
 
-    `quantity` and `unit` follow SenML (RFC 8428) where it has a name. `decimals` is the resolution of a float32
-    field: values with no more decimals are kept exactly in the column. `choices` are the values of a `choice`
-    field, stored as their position. `is_settable`: the device obeys a desired value of this field.
+    `quantity` and `unit` follow SenML (RFC 8428) where it has a name. `decimals` is the resolution of a float
+    field: values with no more decimals are kept exactly in a float32 column. `choices` are the values of a `choice`
+    field, stored as their position. `is_settable`: the device obeys a desired value of this field, `obey_after_s`
+    seconds after it has heard of it. `generator` says how the value moves from its `start` on. `is_windowed`: its twin
+    keeps statistics of a sliding window.
     """
 
     name: str
@@ -39,13 +205,17 @@ class Field:
     decimals: int = 2
     choices: tuple[str, ...] = ()
     is_settable: bool = False
+    obey_after_s: float = 0.0
+    start: Start = Start()
+    generator: Generator = Constant()
+    is_windowed: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"field {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if (self.dtype == "choice") != bool(self.choices) or len(self.choices) > 255:
             raise ModelError(f"field {self.name!r}: a choice field, and no other, has 1 to 255 choices")
-        if self.dtype in ("float32", "uint32") and not self.minimum < self.maximum:
+        if self.dtype not in ("bool", "choice") and not self.minimum < self.maximum:
             raise ModelError(
                 f"field {self.name!r}: minimum {self.minimum} is not below maximum {self.maximum}"
             )
@@ -53,16 +223,23 @@ class Field:
     @property
     def column_dtype(self) -> np.dtype[Any]:
         """Return the NumPy dtype of this field's column."""
-        return np.dtype({"float32": "f4", "uint32": "u4", "bool": "u1", "choice": "u1"}[self.dtype])
+        return np.dtype(DTYPES[self.dtype])
 
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """A kind of device; `fields` in the order of their columns."""
+    """A kind of device; `fields` in the order of their columns, in which they are also advanced.
+
+    A formula may name any field: one that stands before it has its new value there, another its last one. `behavior`
+    names a Python class (`module:Class`) that moves the fields in place of their generators; see `behavior`.
+    """
 
     name: str
     fields: tuple[Field, ...]
     behavior: str = ""
+    description: str = ""
+    connectivity: Connectivity = Connectivity()
+    reporting: Reporting = Reporting()
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]

@@ -1,0 +1,154 @@
+"""Formulas over a device's fields, as they stand in device models: "outdoor + 12 * heating", "2 if open else 0.1".
+
+The syntax is Python's, cut down to arithmetic, comparison, `and`, `or`, `not`, `A if CONDITION else B` and the
+functions of `FUNCTIONS`. A formula is data: it is parsed here and carried out by `behavior`, never evaluated as Python.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from twins.errors import ModelError
+
+# Number of arguments of each function, at least and at most. `wave(period_s, peak_s)` is the sine of the virtual time,
+# 1 at `peak_s` seconds into each period (UTC); periods begin with the Unix epoch.
+FUNCTIONS: Final[Mapping[str, tuple[int, int]]] = {
+    "abs": (1, 1),
+    "max": (2, 8),
+    "min": (2, 8),
+    "wave": (2, 2),
+}
+# Deeper formulas are machine made; each level costs a temporary column.
+_DEPTH_MAX: Final = 32
+# Far within single precision (3e38), so that a product of two does not leave it.
+_NUMBER_MAX: Final = 1e18
+_BINARY: Final[Mapping[type[ast.operator], str]] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_COMPARISON: Final[Mapping[type[ast.cmpop], str]] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number, or a truth value as 0 or 1."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """One of the texts that a choice field has."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Name:
+    """A field of the model, or one of the names that `behavior` knows."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation on formulas: one of + - * / < <= > >= == != and or not if, or a function's name.
+
+    `if` has the arguments condition, value if it holds, value otherwise.
+    """
+
+    operation: str
+    arguments: tuple[Formula, ...]
+
+
+Formula = Number | Text | Name | Call
+
+
+@lru_cache(maxsize=4096)
+def parse_formula(text: str) -> Formula:
+    """Return the formula that stands in a text; ModelError says what is wrong and where."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        problem = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ModelError(f"formula {text!r} cannot be read: {problem}") from None
+    return _convert(tree.body, text, 1)
+
+
+def names_of(formula: Formula) -> Iterator[str]:
+    """Yield every name in a formula, as often as it stands there."""
+    if isinstance(formula, Name):
+        yield formula.name
+    elif isinstance(formula, Call):
+        for argument in formula.arguments:
+            yield from names_of(argument)
+
+
+def _convert(node: ast.expr, text: str, depth: int) -> Formula:
+    if depth > _DEPTH_MAX:
+        raise ModelError(f"formula {text!r} is nested more than {_DEPTH_MAX} levels deep")
+    match node:
+        case ast.Constant(value=bool() | int() | float() as value) if abs(value) < _NUMBER_MAX:
+            return Number(float(value))
+        case ast.Constant(value=str() as value):
+            return Text(value)
+        case ast.Name(id=name):
+            return Name(name)
+    operation, operands = _arithmetic(node) or _decision(node) or _function(node, text) or ("", [])
+    if not operation:
+        raise ModelError(
+            f"formula {text!r}: {ast.unparse(node)!r} is none of the forms that a formula may have "
+            f"(arithmetic, comparison, and, or, not, A if C else B, {', '.join(FUNCTIONS)})"
+        )
+    arguments = tuple(_convert(operand, text, depth + 1) for operand in operands)
+    return _negated_number(operation, arguments) or Call(operation, arguments)
+
+
+def _negated_number(operation: str, arguments: tuple[Formula, ...]) -> Number | None:
+    match operation, arguments:
+        case "-", (Number(value=0.0), Number(value=value)):
+            return Number(-value)
+    return None
+
+
+_Operation = tuple[str, list[ast.expr]] | None
+
+
+def _arithmetic(node: ast.expr) -> _Operation:
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return "-", [ast.Constant(0.0), operand]
+        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _BINARY:
+            return _BINARY[type(operator)], [left, right]
+    return None
+
+
+def _decision(node: ast.expr) -> _Operation:
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return "not", [operand]
+        case ast.BoolOp(op=operator, values=values):
+            return "and" if isinstance(operator, ast.And) else "or", values
+        case ast.Compare(left=left, ops=[comparison], comparators=[right]) if type(comparison) in _COMPARISON:
+            return _COMPARISON[type(comparison)], [left, right]
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return "if", [test, body, orelse]
+    return None
+
+
+def _function(node: ast.expr, text: str) -> _Operation:
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+            fewest, most = FUNCTIONS[name]
+            if not fewest <= len(arguments) <= most:
+                raise ModelError(f"formula {text!r}: {name} takes {fewest} to {most} arguments")
+            return name, arguments
+    return None
