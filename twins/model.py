@@ -76,7 +76,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class RandomWalk:
-    """A random walk that reverts to `toward`, an Ornstein-Uhlenbeck process; `deviation` is its stationary standard one.
+    """A random walk that reverts to `toward` (Ornstein-Uhlenbeck); `deviation` is its stationary standard deviation.
 
     With a deviation of 0 it is the exponential approach to `toward`.
     """
