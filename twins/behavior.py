@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from twins.draws import INDEX_MULTIPLIER, draw_key, draws, fill_draws
 from twins.errors import InvariantError, ModelError
 from twins.messages import TickOrder, TickSummary
-from twins.model import Attribute, Group, model_named
+from twins.model import Attribute, Group
 from twins.sharding import BLOCK_SIZE
 from twins.table import EXISTS, Column, PatternRows
 from twins.window import BUCKET_S, summarise
@@ -111,7 +111,7 @@ class SimulatedFleet:
         self.next_tick = 0
         blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
         self.table = PatternRows(
-            model_named(group.model),
+            group.model,
             group.pattern,
             fleet_count=group.count,
             blocks=blocks,
@@ -124,9 +124,9 @@ class SimulatedFleet:
         self._row_spread = np.arange(CELL_ROWS, dtype=np.uint32) * np.uint32(INDEX_MULTIPLIER)
         self._due: dict[int, NDArray[np.intp]] = {}
         self.has_desired = False
-        behavior = _BEHAVIORS.get(self.table.model.behavior)
+        behavior = _BEHAVIORS.get(group.model.name)
         if behavior is None:
-            raise InvariantError(f"model {group.model!r} names a behavior that does not exist")
+            raise ModelError(f"devices of model {group.model.name!r} cannot be simulated by this version yet")
         self.behavior = behavior
         rows = self.table.capacity
         self.state = {name: np.zeros(rows, dtype) for name, dtype in behavior.state_layout.items()}
@@ -341,7 +341,7 @@ class _WindowColumns:
 
 
 class _Thermostat:
-    """A room thermostat: its temperature follows the set point with the day's swing; see `model.THERMOSTAT`."""
+    """A room thermostat: its temperature follows the set point with the day's swing; see `models/thermostat.yaml`."""
 
     state_layout: Final[Mapping[str, Any]] = {
         "temperature": np.float32,

@@ -31,7 +31,7 @@ from twins.messages import (
     TickOrder,
     TickSummary,
 )
-from twins.model import MODELS, UNTYPED, Group, model_named
+from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
 from twins.shadow import (
     Announcement,
@@ -44,6 +44,7 @@ from twins.shadow import (
     require_shadow,
 )
 from twins.sharding import BLOCK_SIZE
+from twins.shipped import MODELS, model_named
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry

@@ -17,6 +17,7 @@ from twins.draws import INDEX_MULTIPLIER, draw_key, fill_draws
 from twins.messages import TickOrder
 from twins.model import Group
 from twins.shard import Shard
+from twins.shipped import model_named
 
 DEVICE_COUNT = 1_000_000
 TICKS_A_ROUND = 5
@@ -94,7 +95,13 @@ class TwinnedThermostats:
     def __init__(self, count: int) -> None:
         self.shard = Shard(0, 1)
         self.group = Group(
-            "bench", "thermostat", "bench-{i:07d}", count, seed=1, start_s=START_S, report_every_ticks=1
+            "bench",
+            model_named("thermostat"),
+            "bench-{i:07d}",
+            count,
+            seed=1,
+            start_s=START_S,
+            report_every_ticks=1,
         )
         self.shard.create_group(self.group)
 

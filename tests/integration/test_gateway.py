@@ -20,6 +20,7 @@ from actors.registry.records import FleetRecord, new_thing
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group
+from twins.shipped import model_named
 
 DEADLINE_S = 10.0
 
@@ -399,14 +400,17 @@ async def test_a_fleet_described_wrongly_is_refused_and_not_kept(
 async def test_a_group_of_a_scenario_does_not_become_a_standing_fleet(
     gateway: Gateway, client: httpx.AsyncClient
 ) -> None:
-    await gateway.fleet.create_group(Group("hall", "thermostat", "x-{i}", 5, seed=1, start_s=0))
+    await gateway.fleet.create_group(Group("hall", model_named("thermostat"), "x-{i}", 5, seed=1, start_s=0))
     refused = await client.post("/v1/fleets", json={"name": "hall", "model": "thermostat", "count": 10})
     assert_problem(refused, 409, "ConflictException")
     assert (await client.get("/v1/fleets")).json() == {"fleets": []}
 
 
 async def test_what_a_gateway_left_half_done_is_settled(gateway: Gateway) -> None:
-    groups = [Group(name, "thermostat", f"{name}-{{i}}", 5, seed=1, start_s=0) for name in ("young", "old")]
+    groups = [
+        Group(name, model_named("thermostat"), f"{name}-{{i}}", 5, seed=1, start_s=0)
+        for name in ("young", "old")
+    ]
     for group in groups:
         await gateway.registry.fleets.add(FleetRecord(GroupOrder.of(group), 0))
     await gateway.fleet.create_group(groups[1])

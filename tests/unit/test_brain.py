@@ -7,7 +7,10 @@ from typing import Any
 import msgspec
 
 from scenarios.brain import PENDING_MAX, REPLY_TIMEOUT_S, DeviceBrain, DeviceEvent, Message
-from twins.model import THERMOSTAT, UNTYPED
+from twins.model import UNTYPED
+from twins.shipped import model_named
+
+THERMOSTAT = model_named("thermostat")
 
 PREFIX = "$aws/things/room/shadow"
 

@@ -21,9 +21,10 @@ from twins.messages import (
     encode,
 )
 from twins.model import Attribute, Group
+from twins.shipped import model_named
 
 SITES = Attribute("site", ("berlin", "paris"), (0.5, 0.5))
-GROUP = Group("homes", "thermostat", "home-{i}", 300, 1, 1000, 2, 5, attributes=(SITES,))
+GROUP = Group("homes", model_named("thermostat"), "home-{i}", 300, 1, 1000, 2, 5, attributes=(SITES,))
 
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 

@@ -60,13 +60,14 @@ def test_the_smoke_scenario_says_what_it_means() -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration", "seconds"), [("10s", 10), ("2m", 120), ("1h", 3600), ("1_000s", 1000), ("1.5m", 90)]
+    ("duration", "seconds"),
+    [("10s", 10), ("2m", 120), ("1h", 3600), ("1_000s", 1000), ("1.5m", 90), ("1d", 86400)],
 )
 def test_durations_have_units(duration: str, seconds: int) -> None:
     assert parse_scenario(HEAD + f"duration: {duration}\n").duration_s == seconds
 
 
-@pytest.mark.parametrize("duration", ["10", "10 s", "1d", "-5s", "soon", "[1s]", "0s", "1.5s", "true"])
+@pytest.mark.parametrize("duration", ["10", "10 s", "1w", "-5s", "soon", "[1s]", "0s", "1.5s", "true"])
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     assert only_problem(HEAD + f"duration: {duration}\n").path == "duration"
 
@@ -169,7 +170,7 @@ def test_a_word_of_the_language_that_is_not_built_is_refused_never_ignored(text:
             "group 'a'",
         ),
         ("groups: [{name: a, count: 1, model: thermostt}]\n", "groups[0].model", "did you mean 'thermostat'"),
-        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no behavior"),
+        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no field to simulate"),
         (
             "groups: [{name: a, count: 1, attributes: {s: {choice: [x, y], weights: [1]}}}]\n",
             "groups[0].attributes.s",

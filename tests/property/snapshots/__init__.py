@@ -9,6 +9,7 @@ from twins.messages import Batch, Connectivity, Operation, Request, TickOrder
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.shipped import model_named
 
 NOW_S = 1_700_000_000
 SITES = Attribute("site", ("berlin", "paris"), (0.75, 0.25))
@@ -20,7 +21,9 @@ _REPORTED = (
 def written_shard(version: int) -> Shard:
     """Return the shard that was written in a format, as today's code makes it."""
     shard = Shard(1, 2)
-    shard.create_group(Group("homes", "thermostat", "home-{i}", 20, 1, NOW_S, attributes=(SITES,)))
+    shard.create_group(
+        Group("homes", model_named("thermostat"), "home-{i}", 20, 1, NOW_S, attributes=(SITES,))
+    )
     requests = [
         Request(Operation.REGISTER, "heater", b'{"model":"thermostat","attributes":{"site":"rom"}}'),
         *(
