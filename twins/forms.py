@@ -198,6 +198,22 @@ class Formula:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A value of one form, of which `make` makes what it means."""
+
+    form: Form
+    make: Callable[[Any], Any]
+
+    def read(self, value: Any, path: Path, notes: Notes) -> Any:
+        """Return what `make` makes of the value."""
+        return self.make(self.form.read(value, path, notes))
+
+    def schema(self) -> dict[str, Any]:
+        """Return the schema of the form."""
+        return self.form.schema()
+
+
+@dataclass(frozen=True)
 class ListOf:
     """A list of values of one form, as a tuple."""
 

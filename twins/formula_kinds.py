@@ -25,11 +25,9 @@ def kind_of(formula: Formula, kinds: Mapping[str, Kind], target: Kind) -> None:
 
     `kinds` has the kind of every name in the formula. A truth value is also a number, 0 or 1; 0 and 1 are truth values.
     """
-    if isinstance(target, Unknown):
+    if not isinstance(target, str):
         return
-    if isinstance(target, tuple):
-        _require_choice(formula, kinds, target)
-    elif target == TRUTH:
+    if target == TRUTH:
         _require_truth(formula, kinds)
     else:
         _require_number(formula, kinds)
@@ -99,25 +97,15 @@ def _require_comparable(left: Formula, right: Formula, kinds: Mapping[str, Kind]
         kind = kinds[one.name] if isinstance(one, Name) else None
         if isinstance(kind, Unknown):
             return
-        if isinstance(kind, tuple):
-            _require_choice(other, kinds, kind)
+        if isinstance(one, Name) and isinstance(kind, tuple):
+            _require_choice(other, one.name, kind)
             return
     _require_number(left, kinds)
     _require_number(right, kinds)
 
 
-def _require_choice(formula: Formula, kinds: Mapping[str, Kind], choices: tuple[str, ...]) -> None:
-    match formula:
-        case Text(value=value):
-            if value not in choices:
-                raise ModelError(f"{value!r} is none of {one_of(choices)}{nearest(value, choices)}")
-        case Name(name=name):
-            kind = kinds[name]
-            if not isinstance(kind, Unknown) and kind != choices:
-                raise ModelError(f"{name} does not have the choices {one_of(choices)} in this order")
-        case Call(operation="if", arguments=(condition, *values)):
-            _require_truth(condition, kinds)
-            for each in values:
-                _require_choice(each, kinds, choices)
-        case _:
-            raise ModelError(f"one of {one_of(choices)} is needed")
+def _require_choice(formula: Formula, name: str, choices: tuple[str, ...]) -> None:
+    if not isinstance(formula, Text):
+        raise ModelError(f"{name} can only be compared with {one_of([repr(choice) for choice in choices])}")
+    if formula.value not in choices:
+        raise ModelError(f"{formula.value!r} is none of {one_of(choices)}{nearest(formula.value, choices)}")

@@ -40,7 +40,7 @@ class Start:
     """What a device's value is at the start: drawn evenly from `low` to `high`, in steps of `step` where that is not 0.
 
     For a choice field `weights` says how likely each choice is; without weights it starts at its first choice. A bool
-    field starts at 0 or 1, where `high` is above `low` at either.
+    field starts at `low` (0 or 1), or by weights of false and true.
     """
 
     low: float = 0.0
@@ -96,7 +96,7 @@ class Sinusoid(msgspec.Struct, frozen=True, tag="sinusoid"):
 class Decay(msgspec.Struct, frozen=True, tag="decay"):
     """A store that empties: it loses `rate` units a second and `per_report` units with each report sent.
 
-    It stops at the field's minimum; where the rate is negative it fills, and stops at the maximum.
+    It stops at the field's minimum. A negative rate counts as 0, as it does for a counter.
     """
 
     rate: str

@@ -22,6 +22,7 @@ from twins.forms import (
     Formula,
     Key,
     ListOf,
+    Made,
     MapOf,
     Notes,
     Number,
@@ -33,6 +34,7 @@ from twins.forms import (
 from twins.model import (
     DTYPES,
     FIELD_COUNT_MAX,
+    Computed,
     Connectivity,
     Constant,
     Counter,
@@ -234,7 +236,8 @@ def _decimals(values: Mapping[str, Any], dtype: str, largest: float, path: Path,
 
 
 def _start(values: Mapping[str, Any], bounds: tuple[float, float], path: Path, notes: Notes) -> Start:
-    raw, dtype, choices = values["start"], values["dtype"], values["choices"] or ()
+    raw, dtype = values["start"], values["dtype"]
+    choices = ("false", "true") if dtype == "bool" else values["choices"] or ()
     path = (*path, "start")
     match raw:
         case None if dtype == "choice":
@@ -245,15 +248,18 @@ def _start(values: Mapping[str, Any], bounds: tuple[float, float], path: Path, n
             if raw not in choices:
                 notes.blame(path, f"{raw!r} is no choice of this field{nearest(raw, choices)}")
             return Start(weights=tuple(float(choice == raw) for choice in choices))
-        case _Weights() if dtype == "choice":
+        case _Weights() if dtype in _SWITCHES:
             return Start(weights=raw.in_order(choices, (*path, "weights"), notes, 0.0))
         case bool() if dtype == "bool":
             return Start(float(raw), float(raw))
         case int() | float() if dtype not in _SWITCHES and not isinstance(raw, bool):
             return Start(float(raw), float(raw))
-        case Start() if dtype != "choice":
+        case Start() if dtype not in _SWITCHES:
             return raw
-    wanted = {"choice": "a choice, or {weights: {CHOICE: WEIGHT}}", "bool": "true or false"}
+    wanted = {
+        "choice": "a choice, or {weights: {CHOICE: WEIGHT}}",
+        "bool": "true, false, or {weights: {true: WEIGHT, false: WEIGHT}}",
+    }
     of_number = "a number, or {low: NUMBER, high: NUMBER}"
     notes.blame(path, f"must be {wanted.get(dtype, of_number)}: this is a {dtype} field")
     return Start()
@@ -302,7 +308,7 @@ def _by_name(kind: Any, *renamed: tuple[str, str]) -> Any:
 
 _PER_REPORT: Final = Key(_FORMULA, "Units more for each report that the device sends.", "0")
 _GENERATORS: Final[Mapping[str, Key]] = {
-    "computed": Key(_FORMULA, "The value of a formula, each time anew."),
+    "computed": Key(Made(_FORMULA, Computed), "The value of a formula, each time anew."),
     "uniform": Key(
         Record(
             {

@@ -48,7 +48,7 @@ _FLOAT32_MAX: Final = 1e7
 _SWITCHES: Final = ("bool", "choice")
 _FITTING: Final[Mapping[str, tuple[type, ...]]] = {
     "bool": (Constant, Computed, Markov),
-    "choice": (Constant, Computed, Weighted, Markov),
+    "choice": (Constant, Weighted, Markov),
     "number": (Constant, Computed, Uniform, Normal, RandomWalk, Sinusoid, Decay, Counter, Replay),
 }
 
@@ -146,19 +146,23 @@ def _bounds_mistakes(field: Field) -> _Found:
 
 def _start_mistakes(field: Field) -> _Found:
     start = field.start
-    if field.dtype == "choice":
-        if start.low or start.high or start.step:
-            yield ("start",), "a choice field starts at a choice or by weights, not between numbers"
-        if start.weights and len(start.weights) != len(field.choices):
-            yield ("start",), f"{len(start.weights)} weights for {len(field.choices)} choices"
-        if start.weights and not (
-            all(0 <= weight < math.inf for weight in start.weights) and sum(start.weights) > 0
-        ):
-            yield ("start",), "weights must not be negative, and not all 0"
+    if field.dtype in _SWITCHES and start.weights:
+        states = states_of(field)
+        if len(start.weights) != len(states):
+            yield ("start", "weights"), f"{len(start.weights)} weights for {one_of(states)}"
+        if not (all(0 <= weight < math.inf for weight in start.weights) and sum(start.weights) > 0):
+            yield ("start", "weights"), "weights must not be negative, and not all 0"
+    if field.dtype in _SWITCHES:
+        is_one = start.low == start.high and start.low in ((0.0, 1.0) if field.dtype == "bool" else (0.0,))
+        if start.step or not is_one or (start.weights and start.low):
+            yield (
+                ("start",),
+                f"a {field.dtype} field starts at one of {one_of(states_of(field))}, or by weights",
+            )
         return
-    low, high = (0.0, 1.0) if field.dtype == "bool" else (field.minimum, field.maximum)
+    low, high = field.minimum, field.maximum
     if start.weights:
-        yield ("start",), "weights belong to choice fields"
+        yield ("start",), "weights belong to choice and bool fields"
     if not low <= start.low <= start.high <= high:
         yield (
             ("start",),
@@ -259,7 +263,7 @@ _FORMULAS: Final[Mapping[type, tuple[str, ...]]] = {
     Counter: ("rate", "per_report"),
 }
 # Formulas that stand for amounts, of which none is negative; and those whose value the field takes.
-_NOT_NEGATIVE: Final = ("deviation", "weighted", "markov")
+_NOT_NEGATIVE: Final = ("deviation", "rate", "per_report", "weighted", "markov")
 _VALUES: Final = ("low", "high", "mean", "toward")
 
 
