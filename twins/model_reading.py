@@ -7,13 +7,13 @@ latter without what would only follow from the former.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from twins.errors import ModelInvalid, Path
+from twins.errors import Mistake, ModelInvalid, Path
 from twins.forms import (
     AnyOf,
     ByType,
@@ -70,6 +70,8 @@ _TEXT: Final = Text(length_max=64)
 _FORMULA: Final = Formula()
 _SECONDS: Final = Formula(can_be_duration=True)
 _SWITCHES: Final = ("bool", "choice")
+# What says which values a field has.
+_KIND_KEYS: Final = ("dtype", "minimum", "maximum", "choices")
 _DEVICE_MODEL_NAME: Final = Text(MODEL_NAME_PATTERN, "a name of small letters, digits and hyphens", 63)
 _FIELD_NAME: Final = Text(FIELD_NAME_PATTERN, "a name of small letters, digits and underscores", 63)
 
@@ -86,11 +88,11 @@ def read_model(data: Any) -> DeviceModel:
         connectivity=values["connectivity"],
         reporting=values["reporting"],
     )
-    unsound = [position for position in range(len(fields)) if notes.has_below(("fields", position))]
-    known = [mistake.path for mistake in notes.mistakes]
-    for mistake in mistakes_in(model, unsound=unsound):
+    known = list(notes.mistakes)
+    unsound = [position for position in range(len(fields)) if _is_unsound(position, known)]
+    for mistake in mistakes_in(model, unsound=unsound, has_all_names=all(field.name for field in fields)):
         # What is missing or wrong itself is not told twice.
-        if not any(mistake.path[: len(path)] == path for path in known):
+        if not any(_is_on_the_way(mistake.path, other.path) for other in known):
             notes.mistakes.append(mistake)
     if notes.mistakes:
         raise ModelInvalid(notes.mistakes)
@@ -108,6 +110,22 @@ def model_schema() -> dict[str, Any]:
         "description": "A kind of device: its fields, how their values move, how it connects and reports.",
         **MODEL_FORM.schema(),
     }
+
+
+def _is_unsound(position: int, mistakes: Sequence[Mistake]) -> bool:
+    """Tell whether the kind or the bounds of a field are not what they were meant to be."""
+    for mistake in mistakes:
+        if mistake.path[:2] == ("fields", position):
+            key = str(mistake.path[2]) if len(mistake.path) > 2 else ""
+            if not key or key in _KIND_KEYS or (mistake.is_of_key and nearest(key, _KIND_KEYS)):
+                return True
+    return False
+
+
+def _is_on_the_way(path: Path, other: Path) -> bool:
+    """Tell whether one of two paths leads on from the other."""
+    shorter = min(len(path), len(other))
+    return path[:shorter] == other[:shorter]
 
 
 def _with_names_apart(fields: list[Field], notes: Notes) -> list[Field]:
@@ -200,6 +218,8 @@ def _field(values: dict[str, Any], path: Path, notes: Notes) -> Field:
 
 def _bounds(values: Mapping[str, Any], dtype: str, path: Path, notes: Notes) -> tuple[float, float]:
     """Return minimum and maximum; those of an integer dtype are its own where the field does not say."""
+    if notes.has_below((*path, "dtype")):
+        return 0.0, 1.0
     kind = np.dtype(DTYPES[dtype]).kind
     low, high = values["minimum"], values["maximum"]
     if dtype in ("bool", "choice"):
@@ -245,7 +265,7 @@ def _start(values: Mapping[str, Any], bounds: tuple[float, float], path: Path, n
         case None:
             return _start_unsaid(values, bounds, path, notes)
         case str() if dtype == "choice":
-            if raw not in choices:
+            if raw not in choices and not notes.has_below((*path[:-1], "choices")):
                 notes.blame(path, f"{raw!r} is no choice of this field{nearest(raw, choices)}")
             return Start(weights=tuple(float(choice == raw) for choice in choices))
         case _Weights() if dtype in _SWITCHES:

@@ -53,11 +53,13 @@ _FITTING: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def mistakes_in(model: DeviceModel, *, unsound: Collection[int] = ()) -> list[Mistake]:
+def mistakes_in(
+    model: DeviceModel, *, unsound: Collection[int] = (), has_all_names: bool = True
+) -> list[Mistake]:
     """Return everything that is wrong with a model.
 
-    `unsound` are positions of fields of which mistakes are known already: what hangs on their bounds and kinds is not
-    asked.
+    `unsound` are positions of fields whose kind or bounds are known to be wrong: what hangs on them is not asked.
+    Without `has_all_names` a field is there whose name is not known, so that a formula may name anything.
     """
     found: list[Mistake] = []
     if not re.search(MODEL_NAME_PATTERN, model.name) or model.name == UNTYPED.name:
@@ -69,9 +71,10 @@ def mistakes_in(model: DeviceModel, *, unsound: Collection[int] = ()) -> list[Mi
     for position, field in enumerate(model.fields):
         path: Path = ("fields", position)
         found += [Mistake((*path, "name"), text) for text in _name_mistakes(field.name)]
+        found += [Mistake((*path, *below), text) for below, text in _label_mistakes(field)]
         if position not in unsound:
             found += [Mistake((*path, *below), text) for below, text in _field_mistakes(field)]
-    found += _formula_mistakes(model, unsound)
+    found += _formula_mistakes(model, unsound, has_all_names=has_all_names)
     found += [Mistake(("connectivity", *below), text) for below, text in _connectivity_mistakes(model)]
     found += [Mistake(("reporting", *below), text) for below, text in _reporting_mistakes(model, unsound)]
     return found
@@ -87,12 +90,15 @@ def _name_mistakes(name: str) -> Iterator[str]:
         yield f"{name!r} is a word of formulas; take another name"
 
 
-def _field_mistakes(field: Field) -> _Found:
+def _label_mistakes(field: Field) -> _Found:
     if not field.quantity:
         yield ("quantity",), "must say what is measured"
     other = senml_spelling(field.unit)
     if other:
         yield ("unit",), f"{field.unit!r} is written {other!r} in SenML (RFC 8428)"
+
+
+def _field_mistakes(field: Field) -> _Found:
     if field.dtype in _SWITCHES:
         yield from _choices_mistakes(field)
     else:
@@ -267,12 +273,13 @@ _NOT_NEGATIVE: Final = ("deviation", "rate", "per_report", "weighted", "markov")
 _VALUES: Final = ("low", "high", "mean", "toward")
 
 
-def _formula_mistakes(model: DeviceModel, unsound: Collection[int]) -> Iterator[Mistake]:
+def _formula_mistakes(
+    model: DeviceModel, unsound: Collection[int], *, has_all_names: bool
+) -> Iterator[Mistake]:
     kinds: dict[str, Kind] = {name: TRUTH if kind == "truth" else "number" for name, kind in NAMES.items()}
     for position, field in enumerate(model.fields):
         kinds[field.name] = Unknown() if position in unsound else field_kind(field)
-    if not all(re.search(FIELD_NAME_PATTERN, field.name) for field in model.fields):
-        # A name that is wrong would be missed wherever a formula names it rightly.
+    if not has_all_names:
         kinds = defaultdict(Unknown, kinds)
     for position, field in enumerate(model.fields):
         for below, text in formulas_of(field):
