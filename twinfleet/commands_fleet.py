@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from twinfleet.client import OperatorClient
 from twinfleet.documents import parse_duration_s
-from twinfleet.errors import UsageFault
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat, example
 from twinfleet.printing import print_document, print_line, print_table, time_text
 
@@ -42,28 +39,17 @@ def create(
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Create a standing fleet of simulated devices, named NAME-000000 and on; it survives a restart."""
+    # It takes half a second to import, which no other command should wait for.
+    from twinfleet.model_views import named_or_read  # noqa: PLC0415
+
     report_every_s = None if report_every is None else parse_duration_s(report_every)
     document = OperatorClient.of(data_dir).create_fleet(
-        name, _named_or_read(model), count=count, seed=seed, report_every_s=report_every_s
+        name, named_or_read(model), count=count, seed=seed, report_every_s=report_every_s
     )
     if output is OutputFormat.JSON:
         print_document(document)
     else:
         print_line(f"fleet {name}: {count} devices named {document.content['thing_name']}")
-
-
-def _named_or_read(model: str) -> str | Mapping[str, Any]:
-    """Return the name of a shipped model as it is, and a file's model as data: the platform keeps it by value."""
-    # Reading files brings the scenario language with it, which nobody should wait for who names a model.
-    from scenarios.errors import ScenarioInvalid  # noqa: PLC0415
-    from scenarios.model_files import is_model_file, load_model  # noqa: PLC0415
-
-    if not is_model_file(model):
-        return model
-    try:
-        return load_model(Path(model))[1]
-    except ScenarioInvalid as error:
-        raise UsageFault(str(error)) from None
 
 
 @app.command("list", epilog=example("twinfleet fleet list -o json"))

@@ -58,7 +58,10 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 # Help and usage
 
 # They only read files.
-WITHOUT_PLATFORM = (["audit", "check"],)
+WITHOUT_PLATFORM = (
+    ["audit", "check"],
+    *(["model", name] for name in ("list", "show", "schema", "validate")),
+)
 
 
 @pytest.mark.parametrize("path", list(command_paths()), ids=" ".join)
@@ -93,6 +96,7 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("model", name) for name in ("list", "show", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
