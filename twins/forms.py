@@ -274,16 +274,20 @@ class Record:
     def read(self, value: Any, path: Path, notes: Notes) -> Any:
         """Return what `make` makes of the values; unknown and missing keys are mistakes."""
         entries = _entries(value, path, notes, is_needed=any(key.is_needed for key in self.keys.values()))
+        mistyped: list[str] = []
         for name in entries:
             if name not in self.keys:
-                advice = nearest(name, self.keys) or f"; known here: {', '.join(self.keys)}"
-                notes.blame((*path, name), f"unknown key{advice}", is_of_key=True)
+                advice = nearest(name, self.keys)
+                mistyped.append(advice)
+                known = f"; known here: {', '.join(self.keys)}"
+                notes.blame((*path, name), f"unknown key{advice or known}", is_of_key=True)
         values: dict[str, Any] = {}
         for name, key in self.keys.items():
             if name in entries:
                 values[name] = key.form.read(entries[name], (*path, name), notes)
             elif key.is_needed:
-                if isinstance(value, Mapping):
+                # A mistyped key has been named already.
+                if isinstance(value, Mapping) and not any(repr(name) in advice for advice in mistyped):
                     notes.blame((*path, name), "is missing")
                 values[name] = key.form.read(None, (*path, name), Notes())
             else:

@@ -90,7 +90,8 @@ def read_model(data: Any) -> DeviceModel:
     )
     known = list(notes.mistakes)
     unsound = [position for position in range(len(fields)) if _is_unsound(position, known)]
-    for mistake in mistakes_in(model, unsound=unsound, has_all_names=all(field.name for field in fields)):
+    has_all_names = bool(fields) and all(field.name for field in fields)
+    for mistake in mistakes_in(model, unsound=unsound, has_all_names=has_all_names):
         # What is missing or wrong itself is not told twice.
         if not any(_is_on_the_way(mistake.path, other.path) for other in known):
             notes.mistakes.append(mistake)
@@ -159,6 +160,12 @@ class _Weights:
                 notes.blame((*path, choice), f"is no choice of this field{advice}", is_of_key=True)
         return tuple(self.of.get(choice, absent) for choice in choices)
 
+    def as_generator(self, dtype: str, choices: tuple[str, ...], path: Path, notes: Notes) -> Weighted:
+        """Return the generator; a weight of no choice is a mistake, where the field has choices at all."""
+        if dtype != "choice":
+            return Weighted(())
+        return Weighted(self.in_order(choices, (*path, "generator", "weighted"), notes, "0"))
+
 
 @dataclass(frozen=True)
 class _Rates:
@@ -166,9 +173,14 @@ class _Rates:
 
     of: Mapping[str, Mapping[str, str]]
 
-    def as_markov(self, states: tuple[str, ...], path: Path, notes: Notes) -> Markov:
+    def as_generator(self, dtype: str, choices: tuple[str, ...], path: Path, notes: Notes) -> Markov:
         """Return the chain; a state that the field does not have is a mistake."""
+        path = (*path, "generator", "markov")
+        states = ("false", "true") if dtype == "bool" else choices
         rates: list[tuple[int, int, str]] = []
+        if not states:
+            # That a field of numbers has no states is told by the rules.
+            return Markov(())
         for source, targets in self.of.items():
             for target, rate in targets.items():
                 wrong = [
@@ -191,12 +203,9 @@ def _field(values: dict[str, Any], path: Path, notes: Notes) -> Field:
     # Should they not fit together, something must stand in: it is refused anyway.
     dtype = "choice" if choices else "bool" if dtype == "choice" else dtype
     minimum, maximum = _bounds(values, dtype, path, notes)
-    states = ("false", "true") if dtype == "bool" else choices
     generator: Any = Constant() if values["generator"] == "constant" else values["generator"]
-    if isinstance(generator, _Weights):
-        generator = Weighted(generator.in_order(choices, (*path, "generator", "weighted"), notes, "0"))
-    elif isinstance(generator, _Rates):
-        generator = generator.as_markov(states, (*path, "generator", "markov"), notes)
+    if isinstance(generator, (_Weights, _Rates)):
+        generator = generator.as_generator(dtype, choices, path, notes)
     settable = values["settable"]
     is_settable, obey_after_s = settable if isinstance(settable, tuple) else (settable, 0.0)
     return Field(

@@ -76,7 +76,9 @@ def mistakes_in(
             found += [Mistake((*path, *below), text) for below, text in _field_mistakes(field)]
     found += _formula_mistakes(model, unsound, has_all_names=has_all_names)
     found += [Mistake(("connectivity", *below), text) for below, text in _connectivity_mistakes(model)]
-    found += [Mistake(("reporting", *below), text) for below, text in _reporting_mistakes(model, unsound)]
+    found += [Mistake(("reporting", *below), text) for below, text in _reporting_mistakes(model)]
+    if has_all_names:
+        found += [Mistake(("reporting", *below), text) for below, text in _dead_band_mistakes(model, unsound)]
     return found
 
 
@@ -269,8 +271,8 @@ _FORMULAS: Final[Mapping[type, tuple[str, ...]]] = {
     Counter: ("rate", "per_report"),
 }
 # Formulas that stand for amounts, of which none is negative; and those whose value the field takes.
-_NOT_NEGATIVE: Final = ("deviation", "rate", "per_report", "weighted", "markov")
-_VALUES: Final = ("low", "high", "mean", "toward")
+_NOT_NEGATIVE: Final = ("deviation", "rate", "per_report")
+_VALUES: Final = ("low", "high", "mean", "toward", "computed")
 
 
 def _formula_mistakes(
@@ -325,13 +327,13 @@ def _formula_problem(text: str, kinds: Mapping[str, Kind], target: Kind) -> str:
 
 def _constant_problem(formula: Formula, field: Field, below: Path) -> str:
     """Return what is wrong with a formula that is a plain number, or nothing."""
-    if not isinstance(formula, Number) or (field.dtype in _SWITCHES and below[1] == "computed"):
+    if not isinstance(formula, Number):
         return ""
-    value, word = formula.value, below[-1]
-    if value < 0 and (word in _NOT_NEGATIVE or below[1] in _NOT_NEGATIVE):
+    # A choice may be called like anything.
+    value, word = formula.value, "rate" if field.dtype in _SWITCHES else below[-1]
+    if value < 0 and word in _NOT_NEGATIVE and below[1] != "computed":
         return f"must not be negative, and is {value:g}"
-    is_value = word in _VALUES or below[1] == "computed"
-    if is_value and not field.minimum <= value <= field.maximum:
+    if word in _VALUES and not field.minimum <= value <= field.maximum:
         return f"must be from {field.minimum:g} to {field.maximum:g} as the field is, not {value:g}"
     return ""
 
@@ -357,7 +359,7 @@ def _connectivity_mistakes(model: DeviceModel) -> _Found:
         )
 
 
-def _reporting_mistakes(model: DeviceModel, unsound: Collection[int]) -> _Found:
+def _reporting_mistakes(model: DeviceModel) -> _Found:
     reporting = model.reporting
     if reporting.every_s < 0:
         yield ("every",), "must not be negative"
@@ -369,7 +371,6 @@ def _reporting_mistakes(model: DeviceModel, unsound: Collection[int]) -> _Found:
         yield ("at_least_every",), "belongs to dead bands: without them every sample is reported"
     if reporting.at_least_every_s and reporting.at_least_every_s < reporting.every_s:
         yield ("at_least_every",), f"must be the period at least, {reporting.every_s} s"
-    yield from _dead_band_mistakes(model, unsound)
 
 
 def _dead_band_mistakes(model: DeviceModel, unsound: Collection[int]) -> _Found:
