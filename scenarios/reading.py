@@ -407,13 +407,19 @@ def _check_settable(state: Item, model: DeviceModel) -> None:
 
 def _check_value(item: Item, field: Field) -> None:
     value = item.plain()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        item.blame(f"{field.name} must be a number, not {item.describe()}")
+    is_whole = field.column_dtype.kind != "f"
+    if field.dtype in ("bool", "choice"):
+        # Orders to groups carry numbers.
+        item.blame(
+            f"{field.name} is a {field.dtype} field, which can be set of a thing, not of a whole group"
+        )
+    elif isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
+        item.blame(f"{field.name} must be a {'whole ' if is_whole else ''}number, not {item.describe()}")
     elif not field.minimum <= value <= field.maximum:
         item.blame(
             f"{field.name} must be from {field.minimum:g} to {field.maximum:g} {field.unit}, not {value:g}"
         )
-    elif round(value, field.decimals) != value:
+    elif not is_whole and round(value, field.decimals) != value:
         # A column keeps no more of it, and shows it rounded.
         item.blame(f"{field.name} has {field.decimals} decimals at most, not {item.describe()}")
 

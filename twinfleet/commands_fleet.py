@@ -42,9 +42,11 @@ def create(
     # It takes half a second to import, which no other command should wait for.
     from twinfleet.model_views import named_or_read  # noqa: PLC0415
 
+    # A mistake in a file is told whether or not there is a platform.
+    definition = named_or_read(model)
     report_every_s = None if report_every is None else parse_duration_s(report_every)
     document = OperatorClient.of(data_dir).create_fleet(
-        name, named_or_read(model), count=count, seed=seed, report_every_s=report_every_s
+        name, definition, count=count, seed=seed, report_every_s=report_every_s
     )
     if output is OutputFormat.JSON:
         print_document(document)

@@ -17,10 +17,12 @@ from actors.gateway.server import HttpServer, bind_loopback
 from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
 from actors.registry.records import FleetRecord, new_thing
+from scenarios.source import parse_yaml
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group
-from twins.shipped import model_named
+from twins.model_reading import read_model
+from twins.shipped import model_named, shipped_text
 
 DEADLINE_S = 10.0
 
@@ -361,6 +363,22 @@ async def test_a_standing_fleet_comes_is_listed_and_goes(gateway: Gateway, clien
     assert_problem(await client.delete("/v1/fleets/hall"), 404, "ResourceNotFoundException")
 
 
+async def test_a_fleet_may_bring_its_model_along_and_keeps_it(
+    gateway: Gateway, client: httpx.AsyncClient
+) -> None:
+    model = parse_yaml(shipped_text("thermostat"), "").plain()
+    model["reporting"] = {"every": "30s"}
+    created = await client.post("/v1/fleets", json={"name": "hall", "model": model, "count": 10})
+    assert created.status_code == 201
+    fleet = created.json()
+    # Without a period of its own the fleet reports as its model says.
+    assert (fleet["model"], fleet["report_every_s"]) == ("thermostat", 30)
+    kept = (await gateway.registry.fleets.get("hall")).group.group().model
+    assert kept == read_model(model) != model_named("thermostat")
+    described = (await client.get("/v1/twins/hall-000003")).json()
+    assert (described["model"], described["origin"]) == ("thermostat", "simulated")
+
+
 async def test_names_of_devices_and_fleets_do_not_collide(client: httpx.AsyncClient) -> None:
     order = {"name": "hall", "model": "thermostat", "count": 10}
     assert (await client.post("/v1/fleets", json=order)).status_code == 201
@@ -381,8 +399,10 @@ async def test_names_of_devices_and_fleets_do_not_collide(client: httpx.AsyncCli
         ({"count": 0}, "count"),
         ({"count": 10_000_001}, "10000000"),
         ({"count": "5"}, "count"),
-        ({"model": "untyped"}, "behavior"),
+        ({"model": "untyped"}, "no field to simulate"),
         ({"model": "toaster"}, "toaster"),
+        ({"model": {"kind": "DeviceModel"}}, "fields: is missing"),
+        ({"model": 5}, "model"),
         ({"name": "a/b"}, "fleet name"),
         ({"report_every_s": 0}, "report_every_s"),
         ({"speed": 3}, "speed"),
