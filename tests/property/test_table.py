@@ -128,7 +128,7 @@ def check_columns(shard: Shard, thing: str, document: ShadowDocument) -> None:
     [part] = [
         part
         for part in shard.select(None)
-        if "reported_uptime" in part and part["origin"].choices == (origin,)
+        if part["model"].choices == (THERMOSTAT.name,) and part["origin"].choices == (origin,)
     ]
     row = list(part["name"].values).index(thing)
     assert cell(part["version"], row) == document.version
