@@ -452,3 +452,11 @@ def test_every_generator_has_a_word_and_a_place_in_the_schema() -> None:
 )
 def test_a_path_is_told_from_a_name(text: str, is_file: bool) -> None:
     assert is_model_file(text) is is_file
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
+def test_models_in_the_documents_are_models(document: str) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```yaml\n")[1:]]
+    [model] = [block for block in blocks if "kind: DeviceModel" in block]
+    parse_model(model, document)
