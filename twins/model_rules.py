@@ -9,7 +9,6 @@ from __future__ import annotations
 import keyword
 import math
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
@@ -282,7 +281,7 @@ def _formula_mistakes(
     for position, field in enumerate(model.fields):
         kinds[field.name] = Unknown() if position in unsound else field_kind(field)
     if not has_all_names:
-        kinds = defaultdict(Unknown, kinds)
+        kinds = _AnyKinds(kinds)
     for position, field in enumerate(model.fields):
         for below, text in formulas_of(field):
             path: Path = ("fields", position, *below)
@@ -307,14 +306,23 @@ def field_kind(field: Field) -> Kind:
     return TRUTH if field.dtype == "bool" else "number"
 
 
+class _AnyKinds(dict[str, Kind]):
+    """Kinds of names where any name may be one: what is not known is of an unknown kind."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Kind:
+        return Unknown()
+
+
 def _formula_problem(text: str, kinds: Mapping[str, Kind], target: Kind) -> str:
     """Return what is wrong with a formula whose value is to be of a kind, or nothing."""
     try:
         formula = parse_formula(text)
     except ModelError as error:
         return str(error)
-    is_complete = not isinstance(kinds, defaultdict)
-    unknown = [name for name in names_of(formula) if is_complete and name not in kinds]
+    unknown = [name for name in names_of(formula) if name not in kinds]
     if unknown:
         advice = nearest(unknown[0], kinds) or f"; there are {', '.join(kinds)}"
         return f"formula {text!r} names {unknown[0]!r}, which is no field{advice}"

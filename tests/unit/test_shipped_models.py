@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +52,14 @@ def after_two_hours(name: str) -> Simulated:
     simulated = Simulated(name)
     simulated.run(2 * HOUR_S)
     return simulated
+
+
+def test_the_models_are_in_the_wheel(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=60, check=True)
+    [wheel] = tmp_path.iterdir()
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("twins/models/")}
+    assert held == {f"twins/models/{name}.yaml" for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
