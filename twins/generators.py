@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from twins import model_rules
 from twins.draws import draw_key
 from twins.errors import ModelError
 from twins.expressions import Call, Formula, Name, Number, Text, constant_of, names_of, parse_formula
@@ -114,14 +115,7 @@ def _state_dtype(item: Field) -> np.dtype[Any]:
 
 def formulas_of(item: Field) -> Iterator[str]:
     """Yield the texts of all formulas of a field."""
-    generator = item.generator
-    for value in vars(generator).values():
-        if isinstance(value, str):
-            yield value
-    if isinstance(generator, Weighted):
-        yield from generator.weights
-    elif isinstance(generator, Markov):
-        yield from (rate for _, _, rate in generator.rates)
+    return (text for _, text in model_rules.formulas_of(item))
 
 
 def _names(item: Field) -> Iterator[str]:

@@ -12,6 +12,7 @@ import time
 import psutil
 
 from tests.bench.result import BenchResult
+from tests.bench.sim import plain_thermostat
 from twins.messages import Batch, Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.runners import prepare_compiled
@@ -71,7 +72,13 @@ def new_fleet(count: int) -> list[Shard]:
     """Return the shards of a fleet at tick 0."""
     shards = [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]
     group = Group(
-        "bench", "thermostat", "b-{i:09d}", count, seed=1, start_s=START_S, report_every_ticks=REPORT_EVERY_S
+        "bench",
+        plain_thermostat(),
+        "b-{i:09d}",
+        count,
+        seed=1,
+        start_s=START_S,
+        report_every_ticks=REPORT_EVERY_S,
     )
     for shard in shards:
         shard.create_group(group)
