@@ -31,7 +31,7 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class BridgeSettings(msgspec.Struct, frozen=True):
-    """Where the broker's internal listener and the store are."""
+    """Where the broker's internal listener, its files and the store are."""
 
     host: str
     port: int
@@ -39,6 +39,7 @@ class BridgeSettings(msgspec.Struct, frozen=True):
     password: str
     redis_url: str
     log_file: str
+    broker_home: str
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):

@@ -306,6 +306,7 @@ class _Platform:
             internal.password,
             self._store.url,
             self._log_file("bridge"),
+            str(self._directory.mosquitto),
         )
 
     def _gateway_settings(self) -> GatewaySettings:

@@ -10,10 +10,12 @@ import pytest
 from actors.journal import Record, parse_position
 from actors.mqtt_bridge import MqttBridge
 from actors.mqtt_outbox import Outbox, Outboxes
+from actors.mqtt_taken import TakenMessages
 from actors.shard_keeper import ShardKeeper
 from actors.snapshots import SnapshotStore
 from tests.simulation.protocol.store import Stream
 from twins.messages import Batch, Outcome
+from twins.places import LastPlaces
 from twins.shard import Shard
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -125,7 +127,28 @@ def no_lease(patches: pytest.MonkeyPatch) -> None:
 
 def acknowledged_is_forgotten(patches: pytest.MonkeyPatch) -> None:
     """Carry out again what was acknowledged, where the acknowledgement was lost."""
-    patches.setattr(MqttBridge, "_is_finished", lambda _bridge, _request, _packet_id: False)
+    patches.setattr(MqttBridge, "_is_finished", lambda _bridge, _held, _digest: False)
+
+
+def taken_dies_with_bridge(patches: pytest.MonkeyPatch) -> None:
+    """Let each bridge know only what it has taken itself."""
+    begin = TakenMessages.__init__
+
+    def begin_anew(taken: TakenMessages, content: bytearray, **options: Any) -> None:
+        content[:] = bytes(len(content))
+        begin(taken, content, **options)
+
+    patches.setattr(TakenMessages, "__init__", begin_anew)
+
+
+def overtaken_is_carried_out(patches: pytest.MonkeyPatch) -> None:
+    """Carry out what comes again from a broker that has forgotten what followed."""
+    patches.setattr(LastPlaces, "late", lambda _last, _requests, _places: set())
+
+
+def first_word_unheard(patches: pytest.MonkeyPatch) -> None:
+    """Take what a broker has taken in since its start for what it had forgotten, where it looks alike."""
+    patches.setattr(MqttBridge, "_note_start", lambda bridge, _, packet_id: bridge._decline(packet_id))
 
 
 def dead_bridge_is_heard(patches: pytest.MonkeyPatch) -> None:
@@ -155,6 +178,9 @@ PLANTS: Final[dict[str, Plant]] = {
         trim_before_snapshot,
         no_lease,
         acknowledged_is_forgotten,
+        taken_dies_with_bridge,
+        overtaken_is_carried_out,
+        first_word_unheard,
         dead_bridge_is_heard,
         lane_changed_at_once,
     )

@@ -71,7 +71,12 @@ def test_no_history_contradicts_itself_and_every_seed_gives_the_same_twice(part:
 
 
 @pytest.mark.parametrize("does_bridge_die", [False, True])
-def test_what_a_killed_broker_delivers_again_is_known_to_the_bridge_alone(does_bridge_die: bool) -> None:
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_a_killed_broker_delivers_again_is_known_to_every_bridge(
+    monkeypatch: pytest.MonkeyPatch, is_known: bool, does_bridge_die: bool
+) -> None:
+    if not is_known:
+        PLANTS["taken_dies_with_bridge"](monkeypatch)
     world = World(0)
     world.chance.heal()
     world.begin()
@@ -85,9 +90,8 @@ def test_what_a_killed_broker_delivers_again_is_known_to_the_bridge_alone(does_b
     if does_bridge_die:
         world.kill_bridge()
     world.run_for(10.0)
-    # Nobody promises it where both die. If that changes, README and bridge should say so.
     contradiction = world.conclude()
-    assert (contradiction is not None) == does_bridge_die, "\n".join(
+    assert (contradiction is not None) == (does_bridge_die and not is_known), "\n".join(
         map(describe_event, world.clients.history)
     )
 
