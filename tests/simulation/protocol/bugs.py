@@ -15,7 +15,6 @@ from actors.shard_keeper import ShardKeeper
 from actors.snapshots import SnapshotStore
 from tests.simulation.protocol.store import Stream
 from twins.messages import Batch, Outcome
-from twins.places import LastPlaces
 from twins.shard import Shard
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -141,16 +140,6 @@ def taken_dies_with_bridge(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(TakenMessages, "__init__", begin_anew)
 
 
-def overtaken_is_carried_out(patches: pytest.MonkeyPatch) -> None:
-    """Carry out what comes again from a broker that has forgotten what followed."""
-    patches.setattr(LastPlaces, "late", lambda _last, _requests, _places: set())
-
-
-def first_word_unheard(patches: pytest.MonkeyPatch) -> None:
-    """Take what a broker has taken in since its start for what it had forgotten, where it looks alike."""
-    patches.setattr(MqttBridge, "_note_start", lambda bridge, _, packet_id: bridge._decline(packet_id))
-
-
 def dead_bridge_is_heard(patches: pytest.MonkeyPatch) -> None:
     """Take batches of an earlier bridge after those of its successor."""
     patches.setattr(Shard, "has_successor", lambda _shard, _source: False)
@@ -179,8 +168,6 @@ PLANTS: Final[dict[str, Plant]] = {
         no_lease,
         acknowledged_is_forgotten,
         taken_dies_with_bridge,
-        overtaken_is_carried_out,
-        first_word_unheard,
         dead_bridge_is_heard,
         lane_changed_at_once,
     )

@@ -13,8 +13,10 @@ import pytest
 from actors import shard_keeper
 from actors.snapshots import SnapshotStore
 from scenarios.history import describe_event
+from tests.simulation.protocol.broker import SimulatedLink
 from tests.simulation.protocol.bugs import PLANTS
 from tests.simulation.protocol.world import Result, World, run_history
+from twins.places import LastPlaces
 from twins.shard import Shard
 from twins.sharding import shard_of
 
@@ -94,6 +96,30 @@ def test_what_a_killed_broker_delivers_again_is_known_to_every_bridge(
     assert (contradiction is not None) == (does_bridge_die and not is_known), "\n".join(
         map(describe_event, world.clients.history)
     )
+
+
+# Seeds come to this too seldom for a planted bug.
+@pytest.mark.parametrize("is_place_known", [True, False])
+def test_what_was_carried_out_unacknowledged_and_comes_again_alone_does_not_replace_what_followed_it(
+    monkeypatch: pytest.MonkeyPatch, is_place_known: bool
+) -> None:
+    if not is_place_known:
+        monkeypatch.setattr(LastPlaces, "late", lambda _last, _requests, _places: set())
+    world = World(0)
+    world.chance.heal()
+    world.begin()
+    world.broker.save_odds = 0.0
+    world.clients.report("lamp")
+    world.broker.save()
+    world.clients.report("lamp")
+    with monkeypatch.context() as patches:
+        # The devices hear both answers, the bridge never that the broker has them.
+        patches.setattr(SimulatedLink, "handed_over", lambda _link, _packet_id: None)
+        world.run_for(1.0)
+        world.kill_broker()
+        world.kill_bridge()
+    world.run_for(10.0)
+    assert (world.conclude() is None) == is_place_known, "\n".join(map(describe_event, world.clients.history))
 
 
 # Seeds come to this too seldom for a planted bug: without asking, two of 30,000 showed it.
