@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from actors.errors import ShardFenced, StoreError
+from actors.store_client import client_at
 from actors.store_errors import is_fenced, store_error
 from twins.messages import Batch, GroupOrder, TickOrder
 
@@ -72,14 +71,8 @@ class Journal:
     @classmethod
     def at(cls, url: str) -> Journal:
         """Return the journals in the Redis at a URL; nothing is asked of it yet."""
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=_ANSWER_TIMEOUT_S,
-            socket_connect_timeout=_ANSWER_TIMEOUT_S,
-            # An append that was made before the connection broke must not be taken for somebody else's.
-            retry=Retry(NoBackoff(), 0),
-        )
-        return cls(client)
+        # An append that was made before the connection broke must not be taken for somebody else's.
+        return cls(client_at(url, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
     def _key(self, shard: int) -> str:
         return f"{self._prefix}journal:{shard}"

@@ -12,10 +12,9 @@ from typing import Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from actors.errors import PlacementError, StoreError
+from actors.store_client import client_at
 from actors.store_errors import store_error
 
 # It is read when a shard is not where it was: whoever asks has a few seconds for all of it.
@@ -143,14 +142,7 @@ class PlacementStore:
     @classmethod
     def at(cls, url: str) -> PlacementStore:
         """Return the placement in the Redis at a URL; nothing is asked of it yet."""
-        return cls(
-            redis.Redis.from_url(
-                url,
-                socket_timeout=_ANSWER_TIMEOUT_S,
-                socket_connect_timeout=_ANSWER_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),
-            )
-        )
+        return cls(client_at(url, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
     def begin(self, shard_count: int, nodes: Mapping[str, str]) -> Placement:
         """Return the placement of a platform that starts with these actors, when nobody serves any shard yet.
