@@ -7,6 +7,6 @@ Reading order (a module imports only modules that stand before it in this list):
 `actor_settings` · `supervisor` · `shard_keeper` · `ray_watcher` · `ray_runtime` · `shard_actor` · `homes` ·
 `shard_mover` · `ray_fleet` · `mqtt_link` · `mqtt_session` · `mqtt_taken` · `mqtt_statistics` · `retained` ·
 `mqtt_retained` · `mqtt_properties` · `mqtt_outbox` · `mqtt_in_flight` · `unheard` · `mqtt_bridge` · `mqtt_events` ·
-`queue_watch` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` · `gateway` · `provisioning` ·
-`bridge_actor` · `gateway_actor` · `parts` · `backup` · `stop_signals` · `pacer` · `cluster` · `node`
+`queue_watch` · `attempts` · `sessions` · `presence` · `broker_events` · `delta_announcer` · `gateway` ·
+`provisioning` · `bridge_actor` · `gateway_actor` · `parts` · `backup` · `stop_signals` · `pacer` · `cluster` · `node`
 """
