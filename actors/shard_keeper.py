@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.actor_settings import HostSettings
-from actors.errors import LocationError, ShardFenced, ShardNotHere, StoreError
+from actors.errors import LocationError, ShardFenced, ShardNotHere, SnapshotsUnreadable, StoreError
 from actors.journal import (
     Applied,
     GroupCreated,
@@ -51,6 +51,8 @@ REPLAY_S_MAX: Final = 1.0
 # Share of the time that snapshots may take for that: a busy shard with many twins is rather read back a little longer.
 _SNAPSHOT_SHARE_MAX: Final = 0.05
 _START: Final = "0-0"
+# Of a journal from which nothing was ever dropped.
+_FIRST_ENTRY: Final = (1, 0)
 
 
 @dataclass(slots=True)
@@ -167,12 +169,28 @@ class ShardKeeper:
     def _read(self, number: int) -> _Held:
         """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
         while True:
-            found = self._snapshots.newest(number)
+            found = self._newest(number)
             held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
             with contextlib.suppress(ShardFenced):
                 self._catch_up(held)
                 return held
             self._require_newer(number, found[1] if found else None)
+
+    def _newest(self, number: int) -> tuple[Shard, str] | None:
+        """Return the newest snapshot, None where there is none, or none that can be read and the journal is whole."""
+        try:
+            return self._snapshots.newest(number)
+        except SnapshotsUnreadable as error:
+            if self._journal.first_position(number) != _FIRST_ENTRY:
+                raise
+            _LOG.warning(
+                "shard %d is read from its whole journal, because its snapshots (%s) are damaged",
+                number,
+                ", ".join(error.names),
+            )
+            # They must not count as the one that stands by.
+            self._snapshots.remove(error.names)
+            return None
 
     def _require_newer(self, number: int, position: str | None) -> None:
         """Raise StoreError unless there is a newer snapshot by now than the one behind which entries are missing."""
