@@ -69,6 +69,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     """What a host does at present; `queue_length` counts announcements that wait for the bridge.
 
     `lost_shards` were served here until another process took them over; before it `is_open` it can't serve any.
+    `read_shards` were read ahead, to be opened here.
     """
 
     pid: int
@@ -82,6 +83,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     dropped_announcement_count: int
     lost_shards: tuple[int, ...] = ()
     is_open: bool = False
+    read_shards: tuple[int, ...] = ()
 
 
 class ShardHost:
@@ -384,6 +386,7 @@ class ShardActor(ShardHost):
             self._outlet.dropped_count,
             () if keeper is None else tuple(keeper.lost),
             keeper is not None,
+            () if keeper is None else keeper.read_shards,
         )
 
     @ray.method(concurrency_group="control")

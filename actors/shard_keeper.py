@@ -124,6 +124,11 @@ class ShardKeeper:
         if number not in self._held:
             self._read_ahead[number] = self._read(number)
 
+    @property
+    def read_shards(self) -> tuple[int, ...]:
+        """Return the shards that were read ahead; may be asked from another thread."""
+        return tuple(self._read_ahead.copy())
+
     def release(self, numbers: Sequence[int]) -> list[int]:
         """Let go of shards, whose journals have all of them; to be called settled.
 

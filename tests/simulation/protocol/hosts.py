@@ -134,7 +134,8 @@ class Host(ShardHost):
         keeper = self._keeper
         shards = () if keeper is None else tuple(keeper.held())
         lost = () if keeper is None else tuple(keeper.lost)
-        return HostStatus(0, shards, 0, 0, 0, 0, 0, 0, 0, lost, keeper is not None)
+        read = () if keeper is None else keeper.read_shards
+        return HostStatus(0, shards, 0, 0, 0, 0, 0, 0, 0, lost, keeper is not None, read)
 
     def read_ahead_beside(self, shards: Sequence[int]) -> None:
         """Do as `read_ahead`; here nothing runs beside it in the same process."""
@@ -263,7 +264,7 @@ class Cluster:
         self.mover = Process("mover")
         self._shard_mover = ShardMover(SimulatedHomes(self, self.mover))
         self._incarnation_count = 0
-        # Of the mover: one in which an answer was lost takes half a minute.
+        # Of the mover.
         self.round_count = 0
         self.hosts = {name: self._start(name, is_predecessor_gone=True) for name in self.names}
         # Whom devices' requests (through the bridge), operators' and the mover's go to: each hears of a new host in its

@@ -15,6 +15,7 @@ from actors.snapshots import SnapshotStore
 from scenarios.history import describe_event
 from tests.simulation.protocol.broker import SimulatedLink
 from tests.simulation.protocol.bugs import PLANTS
+from tests.simulation.protocol.hosts import Cluster, Host
 from tests.simulation.protocol.world import Result, World, run_history
 from twins.places import LastPlaces
 from twins.shard import Shard
@@ -149,6 +150,38 @@ def test_a_journal_that_is_trimmed_while_it_is_read_is_not_taken_for_whole(
     document = world.cluster.reader(shard_of("lamp", world.cluster.shard_count)).shadow("lamp")
     assert (document["version"] == 20) == does_ask_afterwards
     assert (world.conclude() is None) == does_ask_afterwards
+
+
+@pytest.mark.parametrize("method", ["read_ahead_beside", "release_shards", "open_shards"])
+def test_a_move_whose_answer_is_lost_goes_on_when_it_is_seen_to_be_done(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    world, seed = World(0), 0
+    while len(world.cluster.names) < 2:
+        world.loop.end()
+        seed += 1
+        world = World(seed)
+    world.chance.heal()
+    world.begin()
+    lost: list[str] = []
+    serve = Cluster._serve
+
+    def serve_silently(cluster: Cluster, host: Host) -> None:
+        call = host.inbox[0]
+        if call.method == method and not lost:
+            lost.append(method)
+            host.inbox[0] = call._replace(answer=None)
+        serve(cluster, host)
+
+    monkeypatch.setattr(Cluster, "_serve", serve_silently)
+    shard = shard_of("lamp", world.cluster.shard_count)
+    target = next(each for each in world.cluster.names if each != world.cluster.host_of(shard).name)
+    world.cluster.move(shard, target)
+    world.run_for(8.0)
+    assert lost == [method]
+    assert world.cluster.host_of(shard).name == target
+    assert world.cluster.host_of(shard).serves(shard)
+    assert world.conclude() is None
 
 
 # The most seldom of them shows in one of some thousand histories.
