@@ -59,10 +59,13 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class ShardOrder(msgspec.Struct, frozen=True):
-    """Which shards a host is to serve from now on, beside those that it serves; see `HostSettings`."""
+    """Which shards a host is to serve from now on, beside those that it serves.
+
+    `is_released`: their last host has let go of them, and nobody else serves them.
+    """
 
     shards: tuple[int, ...]
-    is_predecessor_gone: bool
+    is_released: bool
 
 
 class HostStatus(msgspec.Struct, frozen=True):
@@ -141,7 +144,7 @@ class ShardHost:
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
         order = msgspec.msgpack.decode(encoded, type=ShardOrder)
-        self._settled().open_shards(order.shards, is_predecessor_gone=order.is_predecessor_gone)
+        self._settled().open_shards(order.shards, is_released=order.is_released)
 
     # The path of devices
 

@@ -50,9 +50,9 @@ def read_before_marker(patches: pytest.MonkeyPatch) -> None:
     read: dict[tuple[ShardKeeper, int], Any] = {}
     read_past = ShardKeeper._read
 
-    def read_then_fence(keeper: ShardKeeper, number: int) -> int:
+    def read_then_fence(keeper: ShardKeeper, number: int, **former: bool) -> bool:
         read[keeper, number] = read_past(keeper, number)
-        return fence(keeper, number)
+        return fence(keeper, number, **former)
 
     patches.setattr(ShardKeeper, "_fence", read_then_fence)
     patches.setattr(

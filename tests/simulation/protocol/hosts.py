@@ -32,9 +32,8 @@ from twins.messages import Publish
 from twins.shard import Shard
 
 _LATENCY_S: Final = (0.0003, 0.003)
-# What Ray takes. That it is more than half a lease matters: whoever follows one that died does not wait for the lease
-# of the one before that, who may live.
-_RESTART_S: Final = (1.1, 2.5)
+# What Ray takes, and less: who follows one that died may come while the lease of the one before that still runs.
+_RESTART_S: Final = (0.1, 2.5)
 # A handful of updates: in a short history, shards must be written down often.
 JOURNAL_BYTES_MAX: Final = 400
 
