@@ -260,7 +260,7 @@ class GatewayActor:
         self._servers: list[HttpServer] = []
         self._registry: Registry | None = None
         self._certificates: CertificateOffice | None = None
-        self._tending: asyncio.Task[None] | None = None
+        self._tending: list[asyncio.Task[None]] = []
         self._view: ClusterView | None = None
         self._events: BrokerEvents | None = None
         self._desk: ProvisioningDesk | None = None
@@ -311,7 +311,10 @@ class GatewayActor:
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
         await app.state.settle()
         self._certificates = app.state.certificates
-        self._tending = asyncio.create_task(access.keep(), name="access")
+        self._tending = [
+            asyncio.create_task(access.keep(), name="access"),
+            asyncio.create_task(registry.placement_notes.keep_taking(), name="placement notes"),
+        ]
         self._desk = _provisioning_desk(app.state.devices, registry, authority, view=view, events=events)
         await self._desk.begin()
         deltas = DeltaAnnouncer(fleet, events.presence.thing_of)
@@ -355,9 +358,9 @@ class GatewayActor:
         if self._desk is not None:
             await self._desk.close()
             self._desk = None
-        if self._tending is not None:
-            self._tending.cancel()
-            self._tending = None
+        for task in self._tending:
+            task.cancel()
+        self._tending = []
         if self._certificates is not None:
             await self._certificates.close()
             self._certificates = None

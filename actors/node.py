@@ -25,7 +25,7 @@ from actors.errors import NodeNameTaken, PlacementError, SettingsError, WorldErr
 from actors.logs import log_to
 from actors.membership import BEAT_EVERY_S, HeadRecord, Membership
 from actors.parts import ActorPart, ActorPlan, RayNodePart
-from actors.placement import HEAD_NODE, Placement, PlacementStore
+from actors.placement import HEAD_NODE, Change, Placement, PlacementStore
 from actors.processes import LOOPBACK
 from actors.ray_fleet import actor_name, open_actor, start_shard_actor
 from actors.ray_runtime import RayNode
@@ -131,7 +131,7 @@ class _Node:
             raise StopRequested
         progress("starting shards")
         self._start_actors()
-        self._placements.change(self._entered)
+        self._placements.change(self._entered, Change("placement.join", self._settings.name))
         self._parts.callback(self._leave)
 
     def _find_head(self) -> None:
@@ -225,19 +225,20 @@ class _Node:
         elif is_whole:
             self._membership.beat(self._settings.name, self._identity)
             if not self._own.keys() <= self._placements.read().nodes.keys():
-                self._placements.change(self._entered)
+                self._placements.change(self._entered, Change("placement.join", self._settings.name))
 
     def _leave(self) -> None:
         """Have the shards moved to other nodes, and leave the placement."""
         name = self._settings.name
         deadline_s = time.monotonic() + _LEAVE_TIMEOUT_S
         try:
-            placement = self._placements.change(lambda placement: placement.without(name))
+            leaving = Change("placement.leave", name)
+            placement = self._placements.change(lambda placement: placement.without(name), leaving)
             while any(home in self._own for home in placement.homes) and time.monotonic() < deadline_s:
                 self._membership.beat(name, self._identity)
                 time.sleep(BEAT_EVERY_S / 4)
                 placement = self._placements.read()
-            self._placements.change(lambda placement: placement.without_lost({name}))
+            self._placements.change(lambda placement: placement.without_lost({name}), leaving)
         except (WorldError, PlacementError) as error:
             _LOG.warning("the node leaves without a word: %s", error)
 

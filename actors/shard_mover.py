@@ -18,7 +18,7 @@ import msgspec
 from actors.errors import StoreError, WorldError
 from actors.homes import Homes
 from actors.membership import Absences, Membership
-from actors.placement import HEAD_NODE, Placement
+from actors.placement import HEAD_NODE, Change, Placement
 from actors.shard_actor import HostStatus, ShardOrder
 
 _LOG: Final = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class ShardMover:
 
         PlacementError if there is no such shard, actor or node; WorldError if a part that it takes does not answer.
         """
-        wanted = await self._change(lambda placement: placement.moved_to(shard, target))
+        told = Change("placement.move", f"shard {shard} to {target}")
+        wanted = await self._change(lambda placement: placement.moved_to(shard, target), told)
         await self.carry_out(shard, wanted)
         return self._homes.placement
 
@@ -100,10 +101,11 @@ class ShardMover:
         order = msgspec.msgpack.encode(ShardOrder((shard,), is_released))
         call = self._homes.call(target, "open_shards", order, shard=shard, timeout_s=_STEP_TIMEOUT_S)
         await self._until_done(call, target, lambda now: shard in now.shards)
-        await self._change(lambda placement: placement.has_moved(shard, target))
+        told = Change("placement.moved", f"shard {shard}")
+        await self._change(lambda placement: placement.has_moved(shard, target), told)
 
-    async def _change(self, change: Callable[[Placement], Placement]) -> Placement:
-        return await asyncio.to_thread(self._homes.store.change, change)
+    async def _change(self, change: Callable[[Placement], Placement], told: Change) -> Placement:
+        return await asyncio.to_thread(self._homes.store.change, change, told)
 
     async def _tell(
         self, actor: str, method: str, shard: int, *, is_done: Callable[[HostStatus], bool]
@@ -171,6 +173,10 @@ class Placer:
         present = await asyncio.to_thread(self._membership.present, nodes)
         lost = self._absences.lost(nodes, present)
         if lost:
-            _LOG.error("lost, and its shards go to others: %s", ", ".join(sorted(lost)))
-            await asyncio.to_thread(self._homes.store.change, lambda placement: placement.without_lost(lost))
+            names = ", ".join(sorted(lost))
+            _LOG.error("lost, and its shards go to others: %s", names)
+            told = Change("placement.lost", names)
+            await asyncio.to_thread(
+                self._homes.store.change, lambda placement: placement.without_lost(lost), told
+            )
         return bool(lost)

@@ -20,7 +20,7 @@ from actors.actor_settings import HostSettings
 from actors.errors import ActorsError, BridgeSuperseded, ShardFenced, ShardUnavailable, StoreError
 from actors.homes import ANSWER_TIMEOUT_S, Homes
 from actors.journal import Journal
-from actors.placement import Placement
+from actors.placement import Change, Placement
 from actors.shard_actor import HostStatus, ShardHost, decode_submission
 from actors.shard_keeper import ShardKeeper
 from actors.shard_mover import ShardMover
@@ -192,8 +192,8 @@ class Placements:
             raise StoreError("Redis does not answer for the placement of the shards", retryable=True)
         return self.placement
 
-    def change(self, change: Callable[[Placement], Placement]) -> Placement:
-        """Return the placement after a change."""
+    def change(self, change: Callable[[Placement], Placement], told: Change) -> Placement:
+        """Return the placement after a change; nobody reads here who made it."""
         before = self.read()
         after = change(before)
         if after != before:
@@ -304,7 +304,9 @@ class Cluster:
     def move(self, shard: int, name: str) -> None:
         """Want a shard in another host."""
         with contextlib.suppress(StoreError):
-            self.placements.change(lambda placement: placement.moved_to(shard, name))
+            self.placements.change(
+                lambda placement: placement.moved_to(shard, name), Change("placement.move", name)
+            )
 
     async def move_shards(self) -> None:
         """Bring shards to where they are wanted, and open again those that a host has lost, for ever."""
