@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +23,10 @@ from actors.actor_settings import HostSettings
 from actors.errors import NodeNameTaken, PlacementError, SettingsError, WorldError
 from actors.logs import log_to
 from actors.membership import BEAT_EVERY_S, HeadRecord, Membership
-from actors.parts import ActorPart, ActorPlan, RayNodePart
+from actors.parts import RayNodePart, shard_actor_parts
 from actors.placement import HEAD_NODE, Change, Placement, PlacementStore
 from actors.processes import LOOPBACK
-from actors.ray_fleet import actor_name, open_actor, start_shard_actor
+from actors.ray_fleet import actor_name, open_actor
 from actors.ray_runtime import RayNode
 from actors.settings import DataDirectory, Endpoints
 from actors.snapshots import SnapshotStore
@@ -147,19 +146,13 @@ class _Node:
 
     def _start_actors(self) -> None:
         self._ray_part = RayNodePart(self._ray, restart=self._restart_ray)
-        self._hosts = [
-            ActorPart(
-                ActorPlan(
-                    "shard_actor",
-                    index,
-                    needs=("ray",),
-                    create=partial(start_shard_actor, actor, self._settings.name),
-                    settings=partial(self._host_settings, index, actor),
-                ),
-                self._ray_part,
-            )
-            for index, actor in enumerate(self._own)
-        ]
+        self._hosts = shard_actor_parts(
+            list(self._own),
+            self._settings.name,
+            self._ray_part,
+            needs=("ray",),
+            settings=self._host_settings,
+        )
         self._supervisor = Supervisor([self._ray_part, *self._hosts])
         for part in self._hosts:
             part.create()
