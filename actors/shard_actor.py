@@ -61,16 +61,20 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class ShardOrder(msgspec.Struct, frozen=True):
-    """Which shards a host is to serve from now on, beside those that it serves; see `HostSettings`."""
+    """Which shards a host is to serve from now on, beside those that it serves.
+
+    `is_released`: their last host has let go of them, and nobody else serves them.
+    """
 
     shards: tuple[int, ...]
-    is_predecessor_gone: bool
+    is_released: bool
 
 
 class HostStatus(msgspec.Struct, frozen=True):
     """What a host does at present; `queue_length` counts announcements that wait for the bridge.
 
     `lost_shards` were served here until another process took them over; before it `is_open` it can't serve any.
+    `read_shards` were read ahead, to be opened here.
     """
 
     pid: int
@@ -84,6 +88,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     dropped_announcement_count: int
     lost_shards: tuple[int, ...] = ()
     is_open: bool = False
+    read_shards: tuple[int, ...] = ()
 
 
 class ShardHost:
@@ -142,7 +147,7 @@ class ShardHost:
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
         order = msgspec.msgpack.decode(encoded, type=ShardOrder)
-        self._settled().open_shards(order.shards, is_predecessor_gone=order.is_predecessor_gone)
+        self._settled().open_shards(order.shards, is_released=order.is_released)
 
     # The path of devices
 
@@ -395,6 +400,7 @@ class ShardActor(ShardHost):
             self._outlet.dropped_count,
             () if keeper is None else tuple(keeper.lost),
             keeper is not None,
+            () if keeper is None else keeper.read_shards,
         )
 
     @ray.method(concurrency_group="control")

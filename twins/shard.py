@@ -16,7 +16,7 @@ import numpy as np
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_shadow, describe_simulated
-from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError, TwinNotFound
+from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
 from twins.messages import (
     SHADOW_OPERATION,
     Batch,
@@ -33,6 +33,7 @@ from twins.messages import (
 )
 from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
+from twins.places import LastPlaces
 from twins.runners import runner
 from twins.shadow import (
     Announcement,
@@ -91,6 +92,7 @@ class Shard:
         self.unregistered: dict[str, None] = {}
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
+        self.last_places = LastPlaces()
         self._unpacked: dict[str, ShadowDocument] = {}
         # Things whose unpacked shadow has changed since it was written into its row.
         self._unwritten: set[str] = set()
@@ -111,8 +113,9 @@ class Shard:
         outcome = Outcome([], [])
         whole_s = int(now_s)
         self._now_s = now_s
-        for request in batch.requests:
-            self._serve(request, whole_s, outcome)
+        late = self.last_places.late(batch.requests, batch.places) if batch.places is not None else ()
+        for position, request in enumerate(batch.requests):
+            self._serve(request, whole_s, outcome, is_late=position in late)
         if batch.source:
             self.last_outcomes.pop(batch.source, None)
             self.last_outcomes[batch.source] = (batch.sequence, outcome)
@@ -135,9 +138,11 @@ class Shard:
             for known_name, known_start in map(_start_of, self.last_outcomes)
         )
 
-    def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
+    def _serve(self, request: Request, now_s: int, outcome: Outcome, *, is_late: bool) -> None:
         """Serve one request: the one place where request errors are caught."""
         try:
+            if is_late:
+                raise Overtaken
             if request.thing_name in self.unregistered:
                 _require_caller(request)
             body: bytes = _HANDLERS[request.operation](self, request, now_s, outcome)

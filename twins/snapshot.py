@@ -56,6 +56,7 @@ def dump_shard(shard: Shard) -> bytes:
             shard.connectivity,
             shard.reports,
             list(shard.unregistered),
+            shard.last_places,
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
@@ -77,6 +78,7 @@ def load_shard(data: bytes) -> Shard:
     shard.telemetry.take(head.telemetry)
     shard.connectivity, shard.reports = head.connectivity, head.reports
     shard.unregistered = dict.fromkeys(head.unregistered)
+    shard.last_places = head.places
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))

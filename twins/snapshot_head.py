@@ -12,6 +12,7 @@ import msgspec
 
 from twins.defender import Report
 from twins.messages import Connectivity, GroupOrder, Outcome
+from twins.places import LastPlaces
 
 # Version 4 has the columns of block programs; what was written before the first release is not read any more.
 FORMAT_VERSION: Final = 4
@@ -52,6 +53,8 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
+    # A snapshot from before there were places has none, which is what it stands for.
+    places: LastPlaces = msgspec.field(default_factory=LastPlaces)
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode
