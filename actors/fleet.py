@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from twins.clock import Clock, VirtualClock
 from twins.columns import QueryColumn
+from twins.digest import combine_digest
 from twins.errors import request_error
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.sharding import shard_of
 from twins.topics import matches
 

@@ -24,6 +24,7 @@ from actors.ray_runtime import NODE_LABEL, join
 from actors.settings import Endpoints
 from actors.shard_actor import HostStatus, ShardActor
 from actors.shard_mover import ShardMover
+from twins.digest import combine_digest
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -36,7 +37,6 @@ from twins.messages import (
     encode,
 )
 from twins.model import Group
-from twins.shard import combine_digest
 from twins.sharding import shard_of
 
 # Of each handle, also of those that travel to tasks and actors of others; then `remote` raises Ray's own

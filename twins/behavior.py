@@ -27,6 +27,10 @@ from twins.window import BUCKET_S, summarise
 CELL_ROWS: Final = 32
 # 16,384 rows at a time: the columns and temporaries of a chunk together fit a 1 MiB second-level cache.
 CHUNK_CELLS: Final = 512
+# What a row is held for, as bits: by a real device, by a behaviour of its own; and that it was held once, which stays.
+HELD_BY_DEVICE: Final = 1
+HELD_BY_BEHAVIOR: Final = 2
+HELD_ONCE: Final = 4
 
 # A room settles within half an hour; the day swings it by 1.5 K, and noise by 0.3 K (standard deviation).
 ROOM_TIME_CONSTANT_S: Final = 1800.0
@@ -135,6 +139,15 @@ class SimulatedFleet:
         self.attributes = {attribute.name: self._draw_attribute(attribute) for attribute in group.attributes}
         behavior.start(self, self._start_draw)
         self.connected[self.table.count :] = 0
+        # What rows are held for, by row; few are. The simulation leaves those alone that are held now.
+        self.held: dict[int, int] = {}
+        self._left_alone = np.zeros(0, np.intp)
+
+    def hold(self, row: int, bits: int) -> None:
+        """Say what a row is held for, in place; 0: it is the simulation's again."""
+        self.held[row] = bits | HELD_ONCE
+        held = sorted(row for row, bits in self.held.items() if bits != HELD_ONCE)
+        self._left_alone = np.array(held, np.intp)
 
     def _start_draw(self, stream: str) -> NDArray[np.float32]:
         """Return one uniform number in [0, 1) for each row, the same whatever the number of shards."""
@@ -155,25 +168,34 @@ class SimulatedFleet:
 
         ModelError, with nothing changed, if the order desires what the model cannot be told.
         """
-        if order.desired and order.first_tick >= self.next_tick:
-            self._desire(order)
-        summary = TickSummary()
-        for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
-            summary = summary.then(self._run_tick(tick, scratch))
-            self.next_tick = tick + 1
-        delta_count = self.table.delta_count() if self.has_desired or self.table.overflow else 0
-        connected_count = int(np.count_nonzero(self.connected))
-        return summary.then(TickSummary(connected_count=connected_count, delta_count=delta_count))
+        self.desire(order)
+        return sum(filter(None, self.pieces(order, scratch)), TickSummary())
 
-    def _desire(self, order: TickOrder) -> None:
-        """Write an operator's wish into the desired column of every twin, in place."""
+    def pieces(self, order: TickOrder, scratch: Scratch) -> Iterator[TickSummary | None]:
+        """Run the ordered ticks piece by piece, in place; what is yielded, now and then, adds up to what happened.
+
+        Between two pieces every twin is whole and may be read, though some are a tick ahead of others; before anything
+        else changes, all pieces must have been run.
+        """
+        for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
+            yield from self._run_tick(tick, scratch)
+            self.next_tick = tick + 1
+        left = self._left_alone
+        connected_count = int(np.count_nonzero(self.connected)) - int(np.count_nonzero(self.connected[left]))
+        delta_count = 0
+        if self.has_desired or self.table.overflow:
+            delta_count = self.table.delta_count() - sum(map(self.table.has_delta, left.tolist()))
+        yield TickSummary(connected_count=connected_count, delta_count=delta_count)
+
+    def desire(self, order: TickOrder) -> bool:
+        """Write an operator's wish into the desired column of every twin, in place; tell whether there was one.
+
+        ModelError, with nothing changed, if the model cannot be told. It is done once, before the first of the ticks.
+        """
         table, now_s = self.table, self.time_s(order.first_tick)
-        for name, value in order.desired.items():
-            field = table.model.fields[table.model.position(name)]
-            if not field.is_settable:
-                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
+        self.check_desired(order)
+        if not order.desired or order.first_tick < self.next_tick:
+            return False
         for name, value in order.desired.items():
             position = table.model.position(name)
             desired, desired_at = table.desired[position], table.desired_at[position]
@@ -188,6 +210,17 @@ class SimulatedFleet:
         table.changed_at[: table.count] = now_s
         table.reported_valid[: table.count] |= np.uint16(EXISTS)
         self.has_desired = True
+        return True
+
+    def check_desired(self, order: TickOrder) -> None:
+        """Raise ModelError if an order desires what the model cannot be told."""
+        model = self.table.model
+        for name, value in order.desired.items():
+            field = model.fields[model.position(name)]
+            if not field.is_settable:
+                raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
+            if not field.minimum <= value <= field.maximum:
+                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
 
     def memory_bytes(self) -> int:
         """Return the bytes of everything that is kept for each device: its twin, itself, windows and attributes."""
@@ -200,27 +233,62 @@ class SimulatedFleet:
         """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
         return self.group.start_s + tick * self.group.tick_s
 
-    def _run_tick(self, tick: int, scratch: Scratch) -> TickSummary:
+    def _run_tick(self, tick: int, scratch: Scratch) -> Iterator[TickSummary | None]:
         due_count = connected_count = 0
         for window in self.windows.values():
             window.roll(self.time_s(tick) // BUCKET_S)
         for chunk in self._due_chunks(tick):
+            left = self._left_alone_in(chunk)
+            kept = [(column, column[left]) for column in self._live_columns()] if len(left) else []
             online = self.behavior.advance(self, chunk, tick, scratch=scratch)
-            connected_count += int(np.count_nonzero(online))
-            due_count += chunk.cell_count * CELL_ROWS
+            connected_count += int(np.count_nonzero(online)) - int(np.count_nonzero(self.connected[left]))
+            due_count += chunk.cell_count * CELL_ROWS - len(left)
             if self._holds_last_cell(chunk):
                 due_count -= self.table.capacity - self.table.count
+            for column, values in kept:
+                column[left] = values
+            yield None
         if self.table.overflow:
-            rows = [row for row in self.table.overflow if self._is_due(row, tick) and self.connected[row]]
-            self.behavior.obey_kept(self, rows)
-            for row in rows:
-                self.table.supersede_reported(row)
-        return TickSummary(
-            device_ticks=self.table.count,
+            self._settle_overflow(tick)
+        yield TickSummary(
+            device_ticks=self.table.count - len(self._left_alone),
             reports_due=due_count,
             reports_arrived=connected_count,
             reports_offline=due_count - connected_count,
         )
+
+    def _settle_overflow(self, tick: int) -> None:
+        """Let those that have just reported what no column holds obey, and forget what columns say now, in place."""
+        left = set(self._left_alone.tolist())
+        rows = [
+            row
+            for row in self.table.overflow
+            if self._is_due(row, tick) and self.connected[row] and row not in left
+        ]
+        self.behavior.obey_kept(self, rows)
+        for row in rows:
+            self.table.supersede_reported(row)
+
+    def _live_columns(self) -> Iterator[Column]:
+        """Yield every column that a tick may change."""
+        yield from self.table.columns.values()
+        yield from self.state.values()
+        yield self.connected
+        for window in self.windows.values():
+            yield from window.columns.values()
+
+    def _left_alone_in(self, chunk: Chunk) -> NDArray[np.intp]:
+        """Return the rows of a chunk that the simulation leaves alone."""
+        left = self._left_alone
+        if not len(left):
+            return left
+        cells = left // CELL_ROWS
+        if isinstance(chunk.cells, slice):
+            is_in = (cells >= chunk.cells.start) & (cells < chunk.cells.stop)
+        else:
+            is_in = np.isin(cells, chunk.cells)
+        found: NDArray[np.intp] = left[is_in]
+        return found
 
     def _is_due(self, row: int, tick: int) -> bool:
         period = self.group.report_every_ticks

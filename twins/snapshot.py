@@ -57,6 +57,8 @@ def dump_shard(shard: Shard) -> bytes:
             shard.connectivity,
             shard.reports,
             list(shard.unregistered),
+            shard.handover.takeovers,
+            shard.handover.pins,
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
@@ -78,6 +80,8 @@ def load_shard(data: bytes) -> Shard:
     shard.telemetry.take(head.telemetry)
     shard.connectivity, shard.reports = head.connectivity, head.reports
     shard.unregistered = dict.fromkeys(head.unregistered)
+    shard.handover.takeovers.update(head.takeovers)
+    shard.handover.pins.update(head.pins)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))
@@ -187,6 +191,7 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         {field: window.number for field, window in fleet.windows.items()},
         fleet.table.overflow.packed(),
         _write_stream(_fleet_columns(fleet), streams),
+        fleet.held,
     )
 
 
@@ -197,4 +202,6 @@ def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedF
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number
     fleet.table.overflow.take(part.overflow)
+    for row, bits in part.held.items():
+        fleet.hold(row, bits)
     return fleet

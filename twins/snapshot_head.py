@@ -11,13 +11,14 @@ from typing import Final
 import msgspec
 
 from twins.defender import Report
+from twins.handover import Pin, Takeover
 from twins.messages import Connectivity, GroupOrder, Outcome
 from twins.shadow import encode_json
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 # Versions 1 and 2 had whole dictionaries in JSON; version 1 knew neither connectivity nor reports of metrics nor who
-# had gone.
-FORMATS_READ: Final = (1, 2, FORMAT_VERSION)
+# had gone. Up to version 3 no twin was in other hands.
+FORMATS_READ: Final = (1, 2, 3, FORMAT_VERSION)
 
 
 class TablePart(msgspec.Struct, frozen=True):
@@ -31,7 +32,10 @@ class TablePart(msgspec.Struct, frozen=True):
 
 
 class FleetPart(msgspec.Struct, frozen=True):
-    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row."""
+    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row.
+
+    `held` says what rows are held for.
+    """
 
     order: GroupOrder
     next_tick: int
@@ -39,6 +43,8 @@ class FleetPart(msgspec.Struct, frozen=True):
     window_numbers: dict[str, int]
     overflow: dict[int, bytes]
     stream_bytes: int
+    # Since version 4.
+    held: dict[int, int] = {}
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -55,15 +61,19 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
+    # Since version 4.
+    takeovers: dict[str, Takeover] = {}
+    pins: dict[str, Pin] = {}
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode
+_PACKED_SINCE: Final = 3
 _decode_head: Final = msgspec.msgpack.Decoder(Head).decode
 
 
 def decode_head(data: memoryview, version: int) -> Head:
     """Return a head that was written as one of FORMATS_READ."""
-    return _decode_head(data) if version == FORMAT_VERSION else _decode_head_2(data).as_head()
+    return _decode_head(data) if version >= _PACKED_SINCE else _decode_head_2(data).as_head()
 
 
 # Formats 1 and 2

@@ -264,8 +264,12 @@ class TwinTable:
             agreed &= desired[: self.count] == self.reported[position][: self.count]
             differing |= wanted & ~agreed
         for row in self.overflow:
-            differing[row] = "delta" in self.load(row).document(0)["state"]
+            differing[row] = self.has_delta(row)
         return int(np.count_nonzero(differing))
+
+    def has_delta(self, row: int) -> bool:
+        """Tell whether a twin has a desired value that is not reported so."""
+        return "delta" in self.load(row).document(0)["state"]
 
     def memory_bytes(self) -> int:
         """Return the bytes of all columns."""

@@ -17,9 +17,10 @@ from actors.ray_fleet import RayFleet, find_fleet
 from actors.shard_keeper import apply_again
 from tests.contract.conftest import START_S
 from tests.contract.fleets import SHARD_COUNT, RayStage, ray_stage
+from twins.digest import combine_digest
 from twins.messages import Batch, Operation, Request, TickOrder
 from twins.model import Group
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.sharding import shard_of
 
 GROUP: Final = Group("replayed", "thermostat", "replayed-{i}", 700, 7, START_S)

@@ -16,11 +16,12 @@ from tests.property import snapshots
 from tests.property.json_values import any_states, exact, whole_values
 from tests.property.snapshots import written_shard
 from twins import model
+from twins.digest import combine_digest
 from twins.errors import SnapshotError
 from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.snapshot import dump_shard, load_shard
 from twins.snapshot_head import FORMAT_VERSION, FORMATS_READ
 
@@ -43,7 +44,17 @@ payloads = (
         lambda number: encode_json({"hed": {"rid": number, "v": "1.0"}, "met": {"ns": {"bi": number}}}),
         st.integers(0, 9),
     )
-    | st.just(b"")
+    | st.sampled_from(
+        [
+            b"",
+            b'{"model":"thermostat","attributes":{"site":"oslo","floor":"2"}}',
+            b'{"behavior":"heating:Boiler"}',
+            (
+                b'{"behavior":"heating:Boiler","after_s":null,"at_s":7,'
+                b'"state":{"reported":{"temperature":1e400,"set_point":22}},"memory":{"n":[1]}}'
+            ),
+        ]
+    )
 )
 requests = st.builds(
     Request,
@@ -69,6 +80,10 @@ def new_shard() -> Shard:
         shard.create_group(group)
     payload = encode_json({"model": "thermostat", "attributes": {"site": "rom"}})
     shard.apply(Batch("", 0, [Request(Operation.REGISTER, "heater", payload)]), NOW_S)
+    for thing in ("home-8", "office-0038"):
+        shard.apply(Batch("", 0, [Request(Operation.REGISTER, thing, payload)]), NOW_S)
+        shard.apply(Batch("", 0, [Request(Operation.PIN, thing)]), NOW_S)
+    shard.apply(Batch("", 0, [Request(Operation.GIVE_BACK, "office-0038")]), NOW_S)
     return shard
 
 
@@ -94,8 +109,9 @@ def everything(shard: Shard) -> Any:
             (Operation.SHADOW_LIST, ""),
             (Operation.TELEMETRY_GET, ""),
             (Operation.DESCRIBE, ""),
+            (Operation.PIN_STATE, ""),
         )
-        for thing in (*THINGS, "home-299", "z0")
+        for thing in (*THINGS, "home-8", "office-0038", "home-299", "z0")
     ]
     replies = shard.apply(Batch("", 0, asked), now_s).replies
     columns = [
@@ -110,6 +126,9 @@ def everything(shard: Shard) -> Any:
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
         "models": shard.model_of,
+        "takeovers": shard.handover.takeovers,
+        "pins": shard.handover.pins,
+        "held": [fleet.held for fleet in shard.fleets.values()],
         # Their order is which of them is forgotten first.
         "unregistered": list(shard.unregistered),
     }
