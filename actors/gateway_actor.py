@@ -178,6 +178,7 @@ class ClusterView:
                     twin_count=status.twin_count,
                     queue_length=status.queue_length,
                     totals=totals,
+                    levels={"longest_turn_ms": status.longest_turn_ms},
                 )
             )
         return found
