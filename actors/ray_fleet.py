@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
 from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject
+from actors.fleet import JsonObject, PinnedTwin
 from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -341,6 +341,10 @@ class RayFleet:
                 totals[position] += summary
             left = turn.left
         return left, None
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
+        return sorted(PinnedTwin(*pin) for part in await self._homes.ask_each("pins") for pin in part)
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""

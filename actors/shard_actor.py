@@ -238,6 +238,11 @@ class ShardHost:
         found = self._settled().shards(shards).values()
         return sorted({name for shard in found for name in shard.fleets})
 
+    def pins(self, shards: Sequence[int]) -> list[tuple[str, str]]:
+        """Return thing name and behaviour of each pinned twin in these shards."""
+        found = self._settled().shards(shards).values()
+        return [pin for shard in found for pin in shard.handover.pinned()]
+
     def delete_group(self, shards: Sequence[int], name: str) -> None:
         """Remove these shards' part of a simulated group."""
         keeper = self._settled()

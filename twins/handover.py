@@ -167,10 +167,13 @@ class Handover:
 
     # Behaviours
 
+    def pinned(self) -> list[tuple[str, str]]:
+        """Return thing name and behaviour of each pinned twin."""
+        return [(name, pin.behavior) for name, pin in self.pins.items()]
+
     def pin(self, thing_name: str, order: PinOrder) -> None:
         """Leave a twin to a behaviour; InvalidRequest if that can't be one, or if the twin has another already."""
-        if not _BEHAVIOR.fullmatch(order.behavior):
-            raise InvalidRequest(f"behavior {order.behavior!r}: write module:Class, as heating:Boiler")
+        check_behavior_name(order.behavior)
         present = self.pins.get(thing_name)
         if present is None:
             self.pins[thing_name] = Pin(order.behavior)
@@ -244,6 +247,12 @@ class Handover:
             by_device = HELD_BY_DEVICE if self.is_real(thing_name) else 0
             by_behavior = HELD_BY_BEHAVIOR if thing_name in self.pins else 0
             found[0].hold(found[1], by_device | by_behavior)
+
+
+def check_behavior_name(name: str) -> None:
+    """Raise InvalidRequest for what is not written as a behaviour is."""
+    if not _BEHAVIOR.fullmatch(name):
+        raise InvalidRequest(f"behavior {name!r}: write module:Class, as heating:Boiler")
 
 
 def _adopt(fleet: SimulatedFleet, row: int, reported: Mapping[str, Any]) -> None:
