@@ -144,13 +144,17 @@ class DeviceOffice:
     async def ensure(self, description: ThingDescription, *, by: str) -> ThingRecord:
         """Return the thing of that name as it is registered; where there is none, it is created as described.
 
-        For provisioning. ThingExists if the thing is being deleted, or the name is that of a simulated device of
-        another model.
+        For provisioning. ThingExists if a simulated device has the name, or the thing is being deleted.
         """
         async with self.turn:
             try:
                 known = await self._registry.things.get(description.name)
             except ThingNotFound:
+                # Who comes with a claim alone takes nobody's place: that is for operators to allow.
+                owner = simulated_in(description.name, await self._registry.fleets.all())
+                if owner is not None:
+                    reason = f"is a simulated device of fleet {owner.group.name!r}; choose another name"
+                    raise ThingExists(description.name, reason) from None
                 (outcome,) = await self._create(self._drafts([Wanted(description)]), by)
                 if not isinstance(outcome, Enrolment):
                     raise outcome from None
