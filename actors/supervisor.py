@@ -149,6 +149,8 @@ class Supervisor:
         async with asyncio.TaskGroup() as self._group:
             for watched in self._watched:
                 self._watch(watched)
+            # Also while there is nothing to watch over: more may be taken up.
+            await asyncio.Event().wait()
 
     async def _keep(self, watched: _Watched) -> None:
         while True:

@@ -29,6 +29,7 @@ from actors.ray_fleet import find_fleet
 from actors.supervisor import Supervisor
 from tests.contract.conftest import START_S
 from tests.contract.fleets import RayStage, ray_stage
+from twins.errors import ShadowNotFound
 from twins.handover import DEFAULT_BEHAVIOR
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Group
@@ -78,7 +79,10 @@ class Pinning:
             await asyncio.sleep(0.1)
 
     async def reported(self, name: str) -> dict[str, object]:
-        return dict((await self.fleet.twin(name).shadow())["state"].get("reported", {}))
+        try:
+            return dict((await self.fleet.twin(name).shadow())["state"].get("reported", {}))
+        except ShadowNotFound:
+            return {}
 
     async def until_counted(self, name: str, count: int) -> int:
         """Return what a `Counter` has reported, once that is more than `count`."""
@@ -114,12 +118,12 @@ async def kept(stage: RayStage, group: Group, directory: Path) -> AsyncIterator[
     fleet = find_fleet(stage.store_url)
     supervisor = Supervisor([])
     running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0)
 
     def settings(pinned: PinnedTwin) -> PinSettings:
         log_file = str(directory / "pinned.log")
         return PinSettings(pinned.thing_name, pinned.behavior, str(directory), stage.store_url, log_file)
 
-    # The supervisor with no part of its own would end at once.
     keeper = PinKeeper(supervisor, OneRay(), settings)
     await fleet.create_group(group)
     try:
