@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 from actors.behaviors import Obedient, TwinStep, call_behavior, due_step, load_behavior, report_request
 from actors.errors import BehaviorUnusable
+from actors.fleet import LocalFleet, pin_request, unpin_request
 from twins.handover import DEFAULT_BEHAVIOR, PinState
+from twins.messages import TickOrder
+from twins.model import Group
 
 _MODULES = {
     "tf_fine": "class Boiler:\n    every_s = 5\n    def step(self, twin):\n        return None\n",
@@ -98,6 +102,31 @@ def test_an_obedient_device_reports_what_is_desired_and_not_reported() -> None:
     assert call_behavior(Obedient(), "x:Y", step_of()) == {"reported": {"a": 1}}
     assert call_behavior(Obedient(), "x:Y", step_of(desired={"b": [2]})) == {}
     assert call_behavior(Obedient(), "x:Y", step_of(origin="real")) == {}
+
+
+async def test_the_example_of_the_readme_heats_water(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [example] = re.findall(r"```python\n(class Boiler:.*?)```", readme, re.DOTALL)
+    (directory / "tf_heating.py").write_text(example)
+    monkeypatch.syspath_prepend(str(directory))
+    fleet = LocalFleet(shard_count=2)
+    await fleet.create_group(Group("hall", "thermostat", "hall-{i}", 20, 1, 1_767_225_600))
+    assert (await fleet.ask(pin_request("hall-7", "tf_heating:Boiler"))).status == 200
+    twin = fleet.twin("hall-7")
+    await twin.update_desired({"set_point": 55})
+    await fleet.tick([TickOrder("hall", 0, 1)])
+    reported = (await twin.shadow())["state"]["reported"]
+    assert reported == {"temperature": 40.0, "set_point": 55, "power": 9000}
+    for tick in range(1, 3601, 10):
+        await fleet.tick([TickOrder("hall", tick, 10)])
+    document = await twin.shadow()
+    # 15 K of 837 kJ each at 9 kW less the losses take 23 minutes; then the water stays about as warm as is desired.
+    assert 54 < document["state"]["reported"]["temperature"] < 56
+    assert document["version"] == 1 + 1 + 360
+    assert (await fleet.ask(unpin_request("hall-7"))).status == 200
+    sys.modules.pop("tf_heating")
 
 
 class Failing:
