@@ -40,6 +40,11 @@ _ALIGNMENT: Final = 64
 
 def dump_shard(shard: Shard) -> bytes:
     """Return the shard's whole state; the shard goes on as before."""
+    return seal(capture_shard(shard))
+
+
+def capture_shard(shard: Shard) -> list[Any]:
+    """Return copies of all that a shard is, to be made a snapshot by `seal`: this is the quick part of it."""
     shard.write_rows()
     streams: list[Any] = []
     tables = [_table_part(table, streams) for table in shard.tables.values()]
@@ -63,7 +68,11 @@ def dump_shard(shard: Shard) -> bytes:
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
     padding = bytes(-(_first_stream(0) + len(head)) % _ALIGNMENT)
-    parts = [front, head, padding, *streams]
+    return [front, head, padding, *streams]
+
+
+def seal(parts: list[Any]) -> bytes:
+    """Return the snapshot that `capture_shard` has begun; the shard is not needed, and may be in use."""
     checksum = hashlib.sha256()
     for part in parts:
         checksum.update(part)
