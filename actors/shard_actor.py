@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ from twins.messages import (
     TickOrder,
     encode,
 )
+from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
+from twins.shard import Shard
 from twins.sharding import shard_of
 
 _LOG: Final = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class ShardHost:
         self._keeper: ShardKeeper | None = None
         self._ticks = TickTurns()
         self._request_count = self._tick_count = 0
+        self._is_preparing = False
 
     def open(self, encoded: bytes) -> None:
         """Take over the shards that the settings name: fence their former host, then read their past."""
@@ -259,6 +262,8 @@ class ShardHost:
         keeper = self._settled()
         orders = decode_orders(encoded)
         turn = self._ticks.turn(keeper, work, orders)
+        for order in orders:
+            self._prepare_for(keeper.shards([number for number, _ in work]).values(), order.group)
         first, done = (min((each[1] for each in part), default=len(orders)) for part in (work, turn.left))
         self._tick_count += sum(order.tick_count for order in orders[first:done])
         for number, _ in work:
@@ -268,6 +273,13 @@ class ShardHost:
                 shard.announcements.clear()
         keeper.snapshot_where_due()
         return encode(turn)
+
+    def _prepare_for(self, shards: Iterable[Shard], group: str) -> None:
+        """Have compiled code made ready beside the work where a fleet is large; NumPy goes on until it is."""
+        is_large = any(shard.fleets[group].group.count >= COMPILED_FROM_COUNT for shard in shards)
+        if is_large and not self._is_preparing:
+            self._is_preparing = True
+            threading.Thread(target=prepare_compiled, name="compile", daemon=True).start()
 
     # Questions
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from twins.behavior import SimulatedFleet
 from twins.handover import Pin
 from twins.messages import Connectivity
 from twins.shadow import ShadowDocument
+from twins.simulated import SimulatedFleet
 
 
 def describe_shadow(document: ShadowDocument | None, now_s: int) -> dict[str, Any] | None:

@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from twins.behavior import SimulatedFleet
 from twins.shadow import encode_json
 from twins.sharding import BLOCK_SIZE
+from twins.simulated import HELD, SimulatedFleet
 
 _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -24,12 +24,7 @@ _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 def digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
     """Yield (name pattern, block, SHA-256) for each block of the twins of a fleet in one shard."""
     table = fleet.table
-    named = {f"twin.{name}": column for name, column in table.columns.items()}
-    named.update({f"device.{name}": column for name, column in fleet.state.items()})
-    named.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
-    for field, window in fleet.windows.items():
-        named.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
-    named["connected"] = fleet.connected
+    named = {name: column for name, column in fleet.arena.columns.items() if name != HELD}
     layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
     overflow: dict[int, list[Any]] = {}
     for row in sorted(table.overflow.keys() - fleet.held.keys()):

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from twins.behavior import HELD_BY_BEHAVIOR, HELD_BY_DEVICE, SimulatedFleet
 from twins.errors import InvalidRequest, PayloadTooLarge, TwinNotFound, VersionConflict
 from twins.messages import Registration
 from twins.model import UNTYPED
 from twins.shadow import ShadowDocument, encode_json
+from twins.simulated import HELD_BY_BEHAVIOR, HELD_BY_DEVICE, SimulatedFleet
 
 # Of what a behaviour remembers, as JSON: it stands in the journal with each step.
 MEMORY_BYTES_MAX: Final = 64 << 10

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-from twins.behavior import SimulatedFleet
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
@@ -47,6 +46,7 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
+from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from twins.behavior import Scratch, SimulatedFleet
 from twins.digest import digest_fleet
 from twins.errors import ModelError
 from twins.handover import Handover
 from twins.messages import TickOrder
 from twins.model import Group
+from twins.runners import runner
+from twins.simulated import SimulatedFleet
 from twins.ticking import Ticking
 
 
@@ -19,7 +20,6 @@ class Simulation:
     def __init__(self, number: int, count: int) -> None:
         self._number = number
         self._count = count
-        self._scratch = Scratch()
         self.fleets: dict[str, SimulatedFleet] = {}
         # Simulated twins that are in other hands, and real ones with a behaviour of their own.
         self.handover = Handover(self.find)
@@ -79,7 +79,7 @@ class Simulation:
         self.ticking.finish()
         fleet = self.fleet(order.group)
         deltas = list(self._wishes(fleet, order)) if fleet.desire(order) else []
-        self.ticking.begin(order.group, fleet.pieces(order, self._scratch))
+        self.ticking.begin(order.group, fleet.pieces(order, runner()))
         return deltas
 
     def _wishes(self, fleet: SimulatedFleet, order: TickOrder) -> Iterator[tuple[str, bytes]]:

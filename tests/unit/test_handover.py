@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.asking import NOW_S, get, update
-from twins.behavior import SimulatedFleet
 from twins.messages import Batch, Connectivity, Operation, Outcome, Reply, Request, TickOrder, TickSummary
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.simulated import SimulatedFleet
 from twins.snapshot import dump_shard, load_shard
 
 COUNT = 600
