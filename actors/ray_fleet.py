@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
-from actors.errors import ShardNotHere, StoreError, WorldError
+from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
 from actors.fleet import JsonObject, PinnedTwin
 from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
@@ -49,6 +49,9 @@ _CPU_SHARE: Final = 0.01
 # A Ray call above 100 KB takes a slower way; names and framing come on top of the payloads.
 _CALL_BYTES_MAX: Final = 60_000
 _CALL_LENGTH_MAX: Final = 500
+
+# Two turns: what has filled an actor's queue is being served meanwhile.
+_TICK_AGAIN_S: Final = 0.02
 
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 _decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
@@ -329,6 +332,7 @@ class RayFleet:
         self, home: str, left: list[Work], encoded: bytes, totals: list[TickSummary]
     ) -> tuple[list[Work], ShardNotHere | None]:
         """Have an actor do its turns, adding up what comes of them; return what it refused, and why."""
+        patience = Patience(self._homes)
         while left:
             try:
                 answer = await self._homes.call(
@@ -336,6 +340,13 @@ class RayFleet:
                 )
             except ShardNotHere as refusal:
                 return left, refusal
+            except Overloaded:
+                # Requests fill the actor's queue; they go first, but not for ever.
+                if not patience.left_s():
+                    raise
+                await asyncio.sleep(_TICK_AGAIN_S)
+                continue
+            patience = Patience(self._homes)
             turn = _decode_turn(answer)
             for position, summary in enumerate(turn.summaries):
                 totals[position] += summary

@@ -120,6 +120,8 @@ class Supervisor:
         watched = _Watched(part)
         # The first start is none.
         watched.restart_count = -1
+        watched.is_ready.clear()
+        watched.reason = "it has yet to be started"
         self._watched.append(watched)
         self._watch(watched)
 
