@@ -55,6 +55,16 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     log_file: str
 
 
+class PinSettings(msgspec.Struct, frozen=True):
+    """Which twin a pinned actor plays, with which behaviour (`module:Class`), and where that is looked for."""
+
+    thing_name: str
+    behavior: str
+    behavior_directory: str
+    redis_url: str
+    log_file: str
+
+
 class Pulse(msgspec.Struct, frozen=True):
     """What an actor says of itself when its supervisor asks: `is_open` once it has been told what to do.
 

@@ -24,6 +24,7 @@ ActorsError
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
+    ├── BehaviorUnusable            a pinned twin's behaviour can't be imported, raises, or answers nonsense
     ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
@@ -303,6 +304,15 @@ class PlacementError(OperatorError):
     def __init__(self, subject: str, problem: str) -> None:
         super().__init__(f"{subject}: {problem}")
         self.subject = subject
+        self.problem = problem
+
+
+class BehaviorUnusable(OperatorError):
+    """A behaviour, `module:Class`, that can't be made or called; `problem` says what is wrong with it."""
+
+    def __init__(self, behavior: str, problem: str) -> None:
+        super().__init__(f"behavior {behavior}: {problem}")
+        self.behavior = behavior
         self.problem = problem
 
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import ray
 from actors.access import BrokerAccess
 from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls, Pulse
 from actors.attempts import AttemptWatch, speaker_of
+from actors.behavior_trial import try_behavior
 from actors.broker import bridge_listener, end_session
 from actors.broker_events import BrokerEvents
 from actors.calls import CallLimit
@@ -27,6 +29,7 @@ from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.enrolment import DeviceOffice
 from actors.gateway.messaging import Messaging
 from actors.gateway.operators import GUARDED, create_app
+from actors.gateway.pin_routes import pin_routes
 from actors.gateway.placement_routes import placement_routes
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
@@ -178,6 +181,7 @@ class ClusterView:
                 twin_count=status.twin_count,
                 queue_length=status.queue_length,
                 totals=totals,
+                levels={"longest_turn_ms": status.longest_turn_ms},
             )
         return found
 
@@ -218,6 +222,7 @@ def merged(live: Mapping[str, ProcessStatus], statuses: Sequence[PartStatus]) ->
         totals = {**process.totals, "restarts": status.restart_count}
         if status.state != "ready":
             process = dataclasses.replace(process, state=status.state, reason=status.reason)
+        process = dataclasses.replace(process, thing_name=status.thing_name)
         found.append(dataclasses.replace(process, pid=process.pid or status.pid, totals=totals))
     return [*found, *others.values()]
 
@@ -309,6 +314,8 @@ class GatewayActor:
         provisioning = provisioning_routes(templates, authority=authority, platform=view)
         app.include_router(provisioning, dependencies=GUARDED)
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
+        pins = pin_routes(fleet, partial(try_behavior, directory=directory.behaviors.absolute()))
+        app.include_router(pins, dependencies=GUARDED)
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = [

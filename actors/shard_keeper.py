@@ -434,6 +434,8 @@ def apply_again(shard: Shard, record: Record) -> Outcome:
             shard.delete_group(record.name)
         elif isinstance(record, Ticked):
             shard.tick(record.order)
+            # They were told when the ticks were run, or the device asks.
+            shard.announcements.clear()
         else:
             raise InvariantError(f"the journal holds {record!r}")
     return Outcome([], [])

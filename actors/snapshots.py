@@ -11,14 +11,14 @@ import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from actors.errors import LocationError, SnapshotsUnreadable
 from actors.journal import parse_position, position_text
 from actors.locations import Location
 from twins.errors import SnapshotError, SnapshotVersion
 from twins.shard import Shard
-from twins.snapshot import dump_shard, load_shard
+from twins.snapshot import capture_shard, dump_shard, load_shard, seal
 
 _LOG: Final = logging.getLogger(__name__)
 # The one before the newest stands by until the newest has proved readable by being followed by another.
@@ -183,10 +183,10 @@ class BackgroundWriter(SnapshotWriter):
     def begin(self, shard: Shard, position: str) -> None:
         """Begin to write a shard down as it is now; only when not busy."""
         self._shard = shard.number
-        self._written = self._thread.submit(self._keep, shard.number, position, dump_shard(shard))
+        self._written = self._thread.submit(self._keep, shard.number, position, capture_shard(shard))
 
-    def _keep(self, shard: int, position: str, content: bytes) -> str | None:
-        self._store.keep(shard, position, content)
+    def _keep(self, shard: int, position: str, parts: list[Any]) -> str | None:
+        self._store.keep(shard, position, seal(parts))
         return self._store.second_newest_position(shard)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +32,11 @@ class Operation(IntEnum):
     DESCRIBE = 10
     DEFENDER = 11
     ANNOUNCE_DELTA = 12
+    GIVE_BACK = 13
+    PIN = 14
+    UNPIN = 15
+    PIN_STATE = 16
+    PIN_REPORT = 17
 
 
 SHADOW_OPERATION: Final = {
@@ -47,6 +52,7 @@ READ_ONLY: Final = frozenset(
         Operation.SHADOW_LIST,
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
+        Operation.PIN_STATE,
     }
 )
 
@@ -87,6 +93,22 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     sequence: int
     requests: list[Request]
     places: Places | None = None
+
+
+def is_succeeded(source: str, known: dict[str, Any]) -> bool:
+    """Tell whether a later start of who bears the name of a source is among the known ones, the last heard last."""
+    if source == next(reversed(known), source):
+        # Nobody was heard after it: as nearly always.
+        return False
+    name, start = _start_of(source)
+    return any(
+        known_name == name and known_start > start for known_name, known_start in map(_start_of, known)
+    )
+
+
+def _start_of(source: str) -> tuple[str, int]:
+    name, _, start = source.rpartition("/")
+    return (name, int(start)) if start.isdecimal() else (source, 0)
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, gc=False):
