@@ -6,15 +6,15 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
+from actors.arrow_tables import arrow_table, join_tables
 from twins.clock import Clock, VirtualClock
-from twins.columns import QueryColumn
+from twins.columns import FIXED_COLUMNS
 from twins.errors import request_error
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
@@ -98,8 +98,19 @@ class Fleet(Protocol):
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all).
 
         Columns: name, model, origin ('real' or 'simulated'), version (uint32), connected (bool, null if unknown),
-        updated_at (uint32 seconds), each attribute as a string column, and for every model field f: reported_f,
-        reported_f_at, and for settable ones desired_f, desired_f_at. Null where a twin has no such value.
+        updated_at (uint32 seconds), firmware (the reported firmware_version), each attribute as a string column, and
+        for every model field f: reported_f, reported_f_at, and for settable ones desired_f, desired_f_at. Null where
+        a twin has no such value. Texts that repeat are dictionaries. A name in small letters stands for columns of any
+        case. The rows of a shard are as they were at one moment, between two calls to it; `shards_read_at` in
+        `arrow_tables` says when.
+        """
+        ...
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field.
+
+        Columns: name, stream, field, value (double), text, at (uint32 seconds) are the last value; count, min, max,
+        mean those of the sliding window. In all else it is as `twins_table`.
         """
         ...
 
@@ -146,20 +157,16 @@ def reply_document(reply: Reply) -> JsonObject:
     return document
 
 
-def arrow_table(parts: Iterable[Mapping[str, QueryColumn]]) -> pa.Table:
-    """Return the rows of several tables of twins as one Arrow table; a column that a part lacks is null there."""
-    tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+def with_rows(columns: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the names of columns to ask shards for, so that every twin has a row although it may have none of them."""
+    if columns is None or not frozenset(FIXED_COLUMNS).isdisjoint(columns):
+        return None if columns is None else frozenset(columns)
+    return frozenset(columns) | {"version"}
 
 
-def _arrow_column(column: QueryColumn) -> pa.Array:
-    mask = None if column.is_valid is None else ~column.is_valid
-    if isinstance(column.values, list):
-        return pa.array(column.values, pa.string())
-    if not column.choices:
-        return pa.array(column.values, mask=mask)
-    texts = pa.array(column.choices, pa.string())
-    return texts.take(pa.array(column.values.astype(np.int32), mask=mask))
+def with_telemetry_rows(columns: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the names of columns to ask shards for, so that every row of the telemetry is there."""
+    return None if columns is None else frozenset(columns) | {"field"}
 
 
 class LocalTwin:
@@ -266,8 +273,19 @@ class LocalFleet:
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
-        wanted = None if columns is None else frozenset(columns) | {"name"}
-        return arrow_table(part for shard in self._shards for part in shard.select(wanted))
+        wanted, now_s = with_rows(columns), self._clock.now_s()
+        return join_tables(
+            [arrow_table(shard.select(wanted), read_at={shard.number: now_s}) for shard in self._shards]
+        )
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
+        wanted, now_s = with_telemetry_rows(columns), self._clock.now_s()
+        tables = [
+            arrow_table(shard.select_telemetry(wanted, now_s), read_at={shard.number: now_s})
+            for shard in self._shards
+        ]
+        return join_tables(tables)
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
+from actors.arrow_tables import join_tables
 from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject
+from actors.fleet import JsonObject, with_rows, with_telemetry_rows
 from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -311,9 +312,11 @@ class RayFleet:
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
-        wanted = None if columns is None else frozenset(columns) | {"name"}
-        tables = [table for table in await self._homes.ask_each("twins_table", wanted) if table.num_columns]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        return join_tables(await self._homes.ask_each("twins_table", with_rows(columns)))
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
+        return join_tables(await self._homes.ask_each("telemetry_table", with_telemetry_rows(columns)))
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

@@ -22,10 +22,10 @@ import ray
 from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
+from actors.arrow_tables import arrow_table, join_tables
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
     JsonObject,
-    arrow_table,
     describe_request,
     reply_document,
     shadow_request,
@@ -264,8 +264,21 @@ class ShardHost:
 
     def twins_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of these shards' twins."""
-        found = self._settled().shards(shards).values()
-        return arrow_table(part for shard in found for part in shard.select(columns))
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        tables = [arrow_table(shard.select(columns), read_at={n: now_s}) for n, shard in found.items()]
+        return join_tables(tables)
+
+    def telemetry_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
+        """Return the wanted columns of what these shards' twins remember of their telemetry."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return join_tables(
+            [
+                arrow_table(shard.select_telemetry(columns, now_s), read_at={n: now_s})
+                for n, shard in found.items()
+            ]
+        )
 
     def digest_leaves(self, shards: Sequence[int]) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that these shards hold."""

@@ -14,22 +14,41 @@ from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.model import Field
 from twins.shadow import Stamp
+from twins.sharding import NamePattern
 from twins.table import EXISTS, NamedRows, TwinTable
 
 _FLOAT64_MAX: Final = float(np.finfo(np.float64).max)
-FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at")
+FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at", "firmware")
+# The field that the column `firmware` shows, in models that have it.
+_FIRMWARE_FIELD: Final = "firmware_version"
+# Every number of up to three digits as text: what the digits of computed names are looked up in.
+_THREE_DIGITS: Final = (
+    np.array([f"{number:03d}" for number in range(1000)], "S3").view(np.uint8).reshape(-1, 3)
+)
 
 
 @dataclass(frozen=True)
 class QueryColumn:
     """One column of some rows: `values` as a NumPy array, or positions into `choices` where that is given.
 
-    `is_valid` (bool, a row each) is None where every row has a value. `values` is a list for texts of their own.
+    `is_valid` (bool, a row each) is None where every row has a value. Texts of their own are a list, or bytes of
+    ASCII (dtype S) where they were computed.
     """
 
-    values: NDArray[Any] | list[str | None]
+    values: NDArray[Any] | list[str]
     is_valid: NDArray[np.bool_] | None = None
     choices: tuple[str, ...] = ()
+
+    def cell(self, row: int) -> Any:
+        """Return a row's value as JSON has it, None where it has none."""
+        if self.is_valid is not None and not self.is_valid[row]:
+            return None
+        value: Any = self.values[row]
+        if self.choices:
+            return self.choices[int(value)]
+        if isinstance(value, bytes):
+            return value.decode()
+        return value.item() if isinstance(value, np.generic) else value
 
 
 def column_of_attribute(name: str) -> str:
@@ -45,18 +64,23 @@ def select_rows(
     *,
     connectivity: Mapping[str, Connectivity],
 ) -> dict[str, QueryColumn]:
-    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows.
+    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows; copies all of them.
 
-    `connectivity` is of real things, by name; a simulated one knows its own.
+    A wanted name in small letters stands for columns of any case. `connectivity` is of real things, by name; a
+    simulated one knows its own.
     """
     columns: dict[str, QueryColumn] = {}
-    for name, make in _available(source, connectivity):
-        if wanted is None or name in wanted:
+    makers = dict(_declared(source, connectivity))
+    # Real things' attributes are told apart only by looking at all of them.
+    if wanted is None or not {name.lower() for name in makers}.issuperset(name.lower() for name in wanted):
+        makers |= _attributes(source)
+    for name, make in makers.items():
+        if wanted is None or name in wanted or name.lower() in wanted:
             columns[name] = make()
     return columns
 
 
-def _available(
+def _declared(
     source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]
 ) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     table = source if isinstance(source, NamedRows) else source.table
@@ -74,11 +98,12 @@ def _available(
         "updated_at",
         lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
     )
+    if _FIRMWARE_FIELD in table.model.positions:
+        yield "firmware", _value_maker(table, "reported", table.model.positions[_FIRMWARE_FIELD])
     for position, field in enumerate(table.model.fields):
         for section in ("reported", "desired") if field.is_settable else ("reported",):
             yield f"{section}_{field.name}", _value_maker(table, section, position)
             yield f"{section}_{field.name}_at", _stamp_maker(table, section, position)
-    yield from _attributes(source)
 
 
 def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
@@ -86,11 +111,31 @@ def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
     return is_set
 
 
-def _names(source: NamedRows | SimulatedFleet) -> list[str | None]:
+def _names(source: NamedRows | SimulatedFleet) -> NDArray[Any] | list[str]:
     if isinstance(source, NamedRows):
         return list(source.names)
-    pattern = source.table.pattern
-    return [f"{pattern.prefix}{i:0{pattern.width}d}{pattern.suffix}" for i in source.table.indices.tolist()]
+    return pattern_names(source.table.pattern, source.table.indices)
+
+
+def pattern_names(pattern: NamePattern, indices: NDArray[np.uint32]) -> NDArray[np.bytes_]:
+    """Return the thing names of devices as ASCII (dtype S), given their numbers in ascending order."""
+    prefix, suffix = (np.frombuffer(part.encode(), np.uint8) for part in (pattern.prefix, pattern.suffix))
+    length = max(pattern.width, len(str(int(indices[-1])))) if len(indices) else pattern.width
+    texts = np.zeros((len(indices), len(prefix) + length + len(suffix)), np.uint8)
+    start = 0
+    for digit_count in range(pattern.width, length + 1):
+        # Numbers of as many digits follow each other.
+        stop = int(np.searchsorted(indices, 10**digit_count)) if digit_count < length else len(indices)
+        part, rest, end = texts[start:stop], indices[start:stop], len(prefix) + digit_count
+        part[:, : len(prefix)] = prefix
+        part[:, end : end + len(suffix)] = suffix
+        while end > len(prefix):
+            taken = min(3, end - len(prefix))
+            higher = rest // np.uint32(1000)
+            part[:, end - taken : end] = _THREE_DIGITS[rest - higher * np.uint32(1000), 3 - taken :]
+            rest, end = higher, end - taken
+        start = stop
+    return texts.view(f"S{texts.shape[1]}").reshape(-1)
 
 
 def _connected(source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]) -> QueryColumn:
@@ -128,8 +173,9 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         values, is_valid = columns[position][: table.count], _bit(masks, 1 << position, table.count)
         if field.dtype == "choice":
             return _choice_column(table, section, field, QueryColumn(values.copy(), is_valid, field.choices))
-        if field.dtype == "float32":
-            values = np.round(values.astype(np.float64), field.decimals)
+        if values.dtype.kind == "f":
+            values = values.astype(np.float64)
+            np.round(values, field.decimals, out=values)
         elif field.dtype == "bool":
             values = values.astype(np.bool_)
         else:
@@ -137,7 +183,7 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         for row, kept in table.overflow.items():
             exact: Any = kept.trees(section)[0].get(field.name, False)
             # A number of a device may have more digits than any float.
-            if field.dtype == "float32" and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
+            if values.dtype.kind == "f" and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
                 values[row], is_valid[row] = exact, True
         return QueryColumn(values, is_valid)
 
@@ -161,13 +207,37 @@ def _choice_column(table: TwinTable, section: str, field: Field, column: QueryCo
     return QueryColumn(values, is_valid, choices)
 
 
-def _attributes(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+def _attributes(source: NamedRows | SimulatedFleet) -> dict[str, Callable[[], QueryColumn]]:
     if isinstance(source, NamedRows):
-        of_rows = [source.attributes.get(row, {}) for row in range(source.count)]
-        for name in sorted({name for attributes in of_rows for name in attributes}):
-            texts = [attributes.get(name) for attributes in of_rows]
-            yield column_of_attribute(name), partial(QueryColumn, texts)
-        return
-    for attribute in source.group.attributes:
-        positions = source.attributes[attribute.name][: source.table.count]
-        yield column_of_attribute(attribute.name), partial(QueryColumn, positions, None, attribute.values)
+        return {
+            column_of_attribute(name): partial(_text_column, texts, source.count)
+            for name, texts in sorted(_texts_by_attribute(source).items())
+        }
+    return {
+        column_of_attribute(attribute.name): partial(
+            QueryColumn,
+            source.attributes[attribute.name][: source.table.count].copy(),
+            None,
+            attribute.values,
+        )
+        for attribute in source.group.attributes
+    }
+
+
+def _texts_by_attribute(table: NamedRows) -> dict[str, dict[int, str]]:
+    """Return the values of each attribute by row."""
+    found: dict[str, dict[int, str]] = {}
+    for row, attributes in table.attributes.read():
+        for name, text in attributes.items():
+            found.setdefault(name, {})[row] = text
+    return found
+
+
+def _text_column(texts: Mapping[int, str], count: int) -> QueryColumn:
+    """Return the column of `count` rows that has these texts by row, each different one once."""
+    positions: dict[str, int] = {}
+    values, is_valid = np.zeros(count, np.int32), np.zeros(count, np.bool_)
+    rows = np.fromiter(texts, np.intp, len(texts))
+    values[rows] = [positions.setdefault(text, len(positions)) for text in texts.values()]
+    is_valid[rows] = True
+    return QueryColumn(values, is_valid, tuple(positions) or ("",))

@@ -63,6 +63,11 @@ class PackedMapping(MutableMapping[Key, Value]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    def read(self) -> Iterator[tuple[Key, Value]]:
+        """Yield every key with its value, which is not to be changed; what is packed stays packed."""
+        for key, value in self._kept.items():
+            yield key, self._unpack(value) if type(value) is bytes else value
+
     def packed(self) -> dict[Key, bytes]:
         """Pack every value, in place, and return them all; what nobody has asked for is as it was."""
         kept = self._kept

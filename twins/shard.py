@@ -45,6 +45,7 @@ from twins.shadow import (
 )
 from twins.sharding import BLOCK_SIZE
 from twins.table import NamedRows
+from twins.telemetry_columns import telemetry_of_fleet, telemetry_of_things
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
 
@@ -476,6 +477,19 @@ class Shard:
                 yield select_rows(fleet, wanted, connectivity={})
         for model in missing.values():
             yield select_rows(NamedRows(model), wanted, connectivity={})
+
+    def select_telemetry(
+        self, wanted: Collection[str] | None, now_s: float
+    ) -> Iterator[dict[str, QueryColumn]]:
+        """Yield the wanted columns (None: all) of what twins remember of their telemetry; see `telemetry_columns`.
+
+        Real things come first, as one table with all columns, also if there are none.
+        """
+        of_things = telemetry_of_things(self.telemetry.read(), now_s=int(now_s))
+        yield {name: column for name, column in of_things.items() if wanted is None or name in wanted}
+        for fleet in self.fleets.values():
+            # Their time is that of their ticks, as for those who ask for one twin.
+            yield from telemetry_of_fleet(fleet, wanted, now_s=fleet.time_s(max(fleet.next_tick - 1, 0)))
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
