@@ -32,7 +32,7 @@ def arrow_table(
     `read_at` says when the shards from which they come were read.
     """
     tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
-    return join_tables([_marked(table, read_at or {}) for table in tables])
+    return join_tables([marked(table, read_at or {}) for table in tables])
 
 
 def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
@@ -50,7 +50,7 @@ def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
         column = pa.chunked_array(chunks, kind)
         columns[name] = column.unify_dictionaries() if pa.types.is_dictionary(kind) else column
     read_at = {shard: at for table in tables for shard, at in shards_read_at(table).items()}
-    return _marked(pa.table(columns), read_at)
+    return marked(pa.table(columns), read_at)
 
 
 def shards_read_at(table: pa.Table) -> dict[int, float]:
@@ -59,7 +59,8 @@ def shards_read_at(table: pa.Table) -> dict[int, float]:
     return msgspec.json.decode(encoded, type=dict[int, float])
 
 
-def _marked(table: pa.Table, read_at: Mapping[int, float]) -> pa.Table:
+def marked(table: pa.Table, read_at: Mapping[int, float]) -> pa.Table:
+    """Return the same table, which knows when each shard was read for it."""
     metadata = {
         **(table.schema.metadata or {}),
         SHARDS_KEY: msgspec.json.encode(dict(sorted(read_at.items()))),
