@@ -45,6 +45,7 @@ from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
 from actors.shard_actor import BridgeOutlet
+from actors.sql_process import SqlProcess
 from actors.store_watch import StoreWatch
 from actors.supervisor import PartStatus
 from actors.vault import Vault
@@ -267,6 +268,7 @@ class GatewayActor:
         self._view: ClusterView | None = None
         self._events: BrokerEvents | None = None
         self._desk: ProvisioningDesk | None = None
+        self._sql_engine: SqlProcess | None = None
 
     async def open(self, encoded: bytes) -> bytes:
         """Start both listeners and return their `GatewayUrls`; PortInUse names the option to change."""
@@ -312,6 +314,7 @@ class GatewayActor:
         provisioning = provisioning_routes(templates, authority=authority, platform=view)
         app.include_router(provisioning, dependencies=GUARDED)
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
+        self._sql_engine = app.state.sql_engine
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = asyncio.create_task(access.keep(), name="access")
@@ -352,6 +355,9 @@ class GatewayActor:
         for server in self._servers:
             await server.stop()
         self._servers = []
+        if self._sql_engine is not None:
+            await asyncio.to_thread(self._sql_engine.close)
+            self._sql_engine = None
         if self._events is not None:
             await self._events.close()
             self._events = None
