@@ -7,6 +7,7 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ from actors.arrow_tables import arrow_table, join_tables
 from twins.clock import Clock, VirtualClock
 from twins.columns import FIXED_COLUMNS
 from twins.errors import request_error
+from twins.fleet_answer import FleetAnswer, FleetQuestion, answer_question
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.shard import Shard, combine_digest
@@ -53,6 +55,20 @@ class Twin(Protocol):
     def telemetry(self) -> Awaitable[JsonObject]:
         """Return, per field, last value with its time, and count, min, max, mean over the sliding window."""
         ...
+
+
+@dataclass(frozen=True)
+class FleetReading:
+    """The answer to a fleet query, and when each shard was read for it (seconds of the clock of the fleet)."""
+
+    answer: FleetAnswer
+    read_at: Mapping[int, float]
+
+    @classmethod
+    def of(cls, question: FleetQuestion, parts: Sequence[FleetReading]) -> FleetReading:
+        """Return the reading that some parts give together."""
+        read_at = {shard: at for part in parts for shard, at in part.read_at.items()}
+        return cls(FleetAnswer.of(question, [part.answer for part in parts]), read_at)
 
 
 class Fleet(Protocol):
@@ -111,6 +127,14 @@ class Fleet(Protocol):
 
         Columns: name, stream, field, value (double), text, at (uint32 seconds) are the last value; count, min, max,
         mean those of the sliding window. In all else it is as `twins_table`.
+        """
+        ...
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed.
+
+        QueryError if the query can't be read. Each shard is read at one moment, as for `twins_table`. A thing's type,
+        id and groups are not known here, and count as missing.
         """
         ...
 
@@ -286,6 +310,15 @@ class LocalFleet:
             for shard in self._shards
         ]
         return join_tables(tables)
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed."""
+        now_s = self._clock.now_s()
+        parts = [
+            FleetReading(answer_question(shard, question, now_s), {shard.number: now_s})
+            for shard in self._shards
+        ]
+        return FleetReading.of(question, parts)
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

@@ -18,13 +18,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.actor_settings import BRIDGE_NAME
 from actors.arrow_tables import join_tables
 from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject, with_rows, with_telemetry_rows
+from actors.fleet import FleetReading, JsonObject, with_rows, with_telemetry_rows
 from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
 from actors.settings import Endpoints
 from actors.shard_actor import HostStatus, ShardActor
 from actors.shard_mover import ShardMover
+from twins.fleet_answer import FleetQuestion
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -37,6 +38,7 @@ from twins.messages import (
     encode,
 )
 from twins.model import Group
+from twins.query import parse
 from twins.shard import combine_digest
 from twins.sharding import shard_of
 
@@ -317,6 +319,13 @@ class RayFleet:
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
         return join_tables(await self._homes.ask_each("telemetry_table", with_telemetry_rows(columns)))
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed."""
+        # Known before any shard is asked.
+        parse(question.query)
+        question.columns()
+        return FleetReading.of(question, await self._homes.ask_each("answer", question))
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

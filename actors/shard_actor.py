@@ -25,6 +25,7 @@ from actors.actor_settings import HostSettings, Pulse
 from actors.arrow_tables import arrow_table, join_tables
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
+    FleetReading,
     JsonObject,
     describe_request,
     reply_document,
@@ -37,6 +38,7 @@ from actors.logs import log_to
 from actors.shard_keeper import ShardKeeper
 from actors.wall_clock import WallClock, boot_time_s
 from twins.clock import Clock
+from twins.fleet_answer import FleetQuestion, answer_question
 from twins.messages import (
     READ_ONLY,
     Batch,
@@ -279,6 +281,15 @@ class ShardHost:
                 for n, shard in found.items()
             ]
         )
+
+    def answer(self, shards: Sequence[int], question: FleetQuestion) -> FleetReading:
+        """Return the answer of these shards to a fleet query."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        parts = [
+            FleetReading(answer_question(shard, question, now_s), {n: now_s}) for n, shard in found.items()
+        ]
+        return FleetReading.of(question, parts)
 
     def digest_leaves(self, shards: Sequence[int]) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that these shards hold."""

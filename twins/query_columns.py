@@ -38,7 +38,7 @@ def columns_of(query: Query) -> frozenset[str] | None:
     """Return the names of the columns that answering takes, as `select_rows` wants them; None: all there are."""
     names: set[str] = set()
     for field in query.fields():
-        column = _column_name(field)
+        column = column_name(field)
         if column is None:
             return None
         names.add(column)
@@ -76,7 +76,7 @@ def _term_mask(term: Term, columns: Columns, count: int) -> Mask:
         return answer
     if term.field == "shadow.hasDelta":
         return _column_mask(term, _has_delta(columns, count), count)
-    wanted = _column_name(term.field)
+    wanted = column_name(term.field)
     if wanted is None:
         # A field above those that columns hold, or one that is seldom asked for: row by row.
         answers = (holds(term, row_document(columns, row)) for row in range(count))
@@ -122,7 +122,7 @@ def _equal(desired: QueryColumn, reported: QueryColumn, count: int) -> Mask:
     return np.asarray(ours == theirs) & _present(reported, count)
 
 
-def _column_name(field: str) -> str | None:
+def column_name(field: str) -> str | None:
     """Return the one column that may hold a field's values; None where it is not one column's business."""
     if field in _COLUMN_OF_FIELD:
         return _COLUMN_OF_FIELD[field]

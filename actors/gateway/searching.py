@@ -6,7 +6,7 @@ asked only for queries that need them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from actors.errors import DescriptionError
 from actors.fleet import Fleet, describe_request, reply_document
 from actors.registry.records import ThingRecord
 from actors.registry.registry import Registry
+from twins.description import indexed
 from twins.query import Query, matches, parse
 
 # The one index there is, and the version of its queries, by AWS IoT's names.
@@ -84,7 +85,7 @@ class FleetSearch:
             for document, reply in zip(documents, replies, strict=True):
                 # Between the registry's answer and the twin's, a thing may go.
                 if reply.status == 200:
-                    document.update(_twin_part(reply_document(reply)))
+                    document.update(indexed(reply_document(reply)))
         return documents
 
 
@@ -99,30 +100,6 @@ def check_index(index_name: str | None, query_version: str | None) -> None:
         raise DescriptionError(f"index {index_name!r}", f"is not here; ask {INDEX_NAME}")
     if query_version not in (None, "", QUERY_VERSION):
         raise DescriptionError(f"query version {query_version!r}", f"is not here; ask with {QUERY_VERSION}")
-
-
-def _twin_part(twin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a twin's description has to say, with the names of the fleet index."""
-    named = {name: _shadow_part(shadow) for name, shadow in twin["namedShadows"].items()}
-    classic = {} if twin["shadow"] is None else _shadow_part(twin["shadow"])
-    link = twin["connectivity"]
-    return {
-        "shadow": {**classic, **({"name": named} if named else {})} or None,
-        # As the service has it for a thing that never connected.
-        "connectivity": {"connected": False} if link is None else _connectivity_part(link, twin["thingName"]),
-        "deviceDefender": twin["defender"],
-    }
-
-
-def _shadow_part(shadow: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {name: shadow[name] for name in ("desired", "reported", "metadata", "version") if name in shadow}
-    return {**parts, "hasDelta": "delta" in shadow}
-
-
-def _connectivity_part(link: Mapping[str, Any], thing_name: str) -> dict[str, Any]:
-    part = {"connected": link["connected"], "timestamp": link["timestamp"], "clientId": thing_name}
-    reason = link["disconnect_reason"]
-    return part if reason is None else {**part, "disconnectReason": reason}
 
 
 def _registry_part(thing: ThingRecord) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_mistake_is_told_in_duckdbs_own_words() -> None:
 
 def test_an_endless_question_ends_at_its_time_limit() -> None:
     with pytest.raises(OperatorError, match=r"no answer within 0\.2 s"):
-        ask("select count(*) from range(10000000000) a, range(10000000000) b", timeout_s=0.2)
+        ask("select sum(sin(range)) from range(100000000000)", timeout_s=0.2)
 
 
 def test_an_answer_beyond_the_row_limit_is_refused_not_cut_off() -> None:
