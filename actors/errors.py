@@ -24,7 +24,7 @@ ActorsError
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
-    ├── SqlTooLate                  a question in SQL takes too long
+    ├── AnswerTooLate               a question about the fleet takes too long
     ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
@@ -296,8 +296,8 @@ class SettingsError(OperatorError):
         self.problem = problem
 
 
-class SqlTooLate(OperatorError):
-    """A question in SQL has no answer in the time that was given for it."""
+class AnswerTooLate(OperatorError):
+    """A question about the fleet has no answer in the time that was given for it."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"no answer within {timeout_s:g} s; ask for less, or allow more time")

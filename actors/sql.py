@@ -17,7 +17,7 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
-from actors.errors import OperatorError, SqlTooLate
+from actors.errors import AnswerTooLate, OperatorError
 
 # Enough to group a million twins by text; a question that needs more is one to be asked differently.
 _MEMORY_MAX: Final = "512MB"
@@ -122,8 +122,8 @@ class SqlSession:
     def answer(self, sql: str, tables: Mapping[str, pa.Table], *, timeout_s: float, row_max: int) -> pa.Table:
         """Return the answer to one SELECT or EXPLAIN over `tables`.
 
-        OperatorError carries DuckDB's message, or says that the answer has more than `row_max` rows; SqlTooLate that it
-        takes longer than `timeout_s`.
+        OperatorError carries DuckDB's message, or says that the answer has more than `row_max` rows; AnswerTooLate that
+        it takes longer than `timeout_s`.
         """
         for name, table in tables.items():
             self._connection.register(name, table)
@@ -140,7 +140,7 @@ class SqlSession:
             return self._answer(sql, row_max)
         except duckdb.Error as error:
             if is_late.is_set():
-                raise SqlTooLate(timeout_s) from None
+                raise AnswerTooLate(timeout_s) from None
             raise OperatorError(str(error)) from None
         finally:
             timer.cancel()

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from actors.errors import OperatorError, SqlEngineError, SqlTooLate
+from actors.errors import AnswerTooLate, OperatorError, SqlEngineError
 from actors.sql import SqlPlan
 from actors.sql_worker import LENGTH, AnswerForm, Order, Result, receive
 
@@ -55,7 +55,7 @@ class SqlProcess:
     ) -> Result:
         """Return the answer to a question as bytes of the wanted form, as `SqlSession.answer`.
 
-        SqlTooLate if it takes longer than `timeout_s`; a process that does not end it then is killed. SqlEngineError
+        AnswerTooLate if it takes longer than `timeout_s`; a process that does not end it then is killed. SqlEngineError
         if the process died over it.
         """
         order = Order(sql, tables=tuple(tables), form=form, timeout_s=timeout_s, row_max=row_max)
@@ -85,7 +85,7 @@ class SqlProcess:
             except TimeoutError:
                 self.death_count += 1
                 self._replace()
-                raise SqlTooLate(timeout_s) from None
+                raise AnswerTooLate(timeout_s) from None
             except (OSError, EOFError):
                 answered = None
             if answered is None:
@@ -97,7 +97,7 @@ class SqlProcess:
             if result.is_spent:
                 self._replace()
         if result.is_late:
-            raise SqlTooLate(timeout_s)
+            raise AnswerTooLate(timeout_s)
         if result.refusal:
             raise OperatorError(result.refusal)
         return result

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 import msgspec
 import pyarrow as pa
 
-from actors.errors import OperatorError, SqlTooLate
+from actors.errors import AnswerTooLate, OperatorError
 from actors.sql import SqlPlan, SqlSession
 
 AnswerForm = Literal["json", "csv", "arrow"]
@@ -145,7 +145,7 @@ def _carry_out(session: SqlSession, order: Order, descriptors: Sequence[int]) ->
             (name, str(kind)) for name, kind in zip(answer.column_names, answer.schema.types, strict=True)
         )
         return Result(row_count=answer.num_rows, schema=schema, content=_FORMS[order.form](answer))
-    except SqlTooLate:
+    except AnswerTooLate:
         return Result(is_late=True)
     except OperatorError as error:
         return Result(refusal=str(error))

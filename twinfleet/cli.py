@@ -63,6 +63,13 @@ app.command(
         "twinfleet sql \"from things select name, attributes['site']\" -o csv --timeout 10",
     ),
 )(commands_query.sql)
+app.command(
+    "query",
+    epilog=example(
+        'twinfleet query "shadow.reported.temperature>30 AND attributes.site:ber" --by model',
+        "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
+    ),
+)(commands_query.query)
 app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
     commands_run.run
 )

@@ -202,6 +202,10 @@ class OperatorClient:
         body = {"sql": sql, "timeout_s": timeout_s, "row_max": row_max}
         return self._ask("POST", "/v1/sql", body=body, accept=media_type)
 
+    def query(self, body: Mapping[str, Any]) -> Document:
+        """Return the answer to a fleet query; the body is that of POST /v1/query."""
+        return self._ask("POST", "/v1/query", body=body)
+
     def _ask_again(self, path: str, body: object) -> Document:
         """Return the answer to a POST that may be repeated, and is while a part of the platform restarts."""
         for _ in range(_ATTEMPTS - 1):

@@ -1,4 +1,4 @@
-"""`twinfleet sql`: questions about the whole fleet."""
+"""`twinfleet sql` and `twinfleet query`: questions about the whole fleet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from twinfleet.client import OperatorClient
 from twinfleet.documents import compact
-from twinfleet.options import DEFAULT_DATA_DIR, DataDir
-from twinfleet.printing import print_line, print_table
+from twinfleet.options import DEFAULT_DATA_DIR, DataDir, Output, OutputFormat
+from twinfleet.printing import print_document, print_line, print_table
 
 
 class AnswerFormat(StrEnum):
@@ -70,6 +70,45 @@ def sql(
         )
         print_line(f"{content['row_count']} rows, {content['age_ms']} ms old")
     sys.stdout.flush()
+
+
+def query(
+    text: Annotated[str, typer.Argument(metavar="QUERY", help="A fleet query; `*` is every twin.")],
+    *,
+    of: Annotated[
+        str, typer.Option(metavar="FIELD", help="Give statistics and percentiles of a field.")
+    ] = "",
+    by: Annotated[str, typer.Option(metavar="FIELD", help="Count the twins for each value of a field.")] = "",
+    names: Annotated[int, typer.Option(min=0, max=10_000, metavar="N", help="Give the first N names.")] = 0,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Count the twins that a fleet query matches, and more of them as it is asked for.
+
+    Fields are those of the query: shadow.reported.temperature, attributes.site, model, connectivity.connected.
+    """
+    asked = {"field": of, "group_by": by, "names": names}
+    given = {name: value for name, value in asked.items() if value}
+    document = OperatorClient.of(data_dir).query({"query": text, **given})
+    if output is OutputFormat.JSON:
+        print_document(document)
+        return
+    content = document.content
+    print_line(f"{content['count']} twins, {content['age_ms']} ms old")
+    if of:
+        statistics = content["statistics"]
+        percentiles = {f"p{each}": value for each, value in statistics.pop("percentiles", {}).items()}
+        print_line("")
+        print_table((of, ""), [(name, _cell(value)) for name, value in {**statistics, **percentiles}.items()])
+    if by:
+        print_line("")
+        print_table((by, "TWINS"), [(_cell(each["value"]), each["count"]) for each in content["buckets"]])
+        if content["bucket_count"] > len(content["buckets"]):
+            print_line(f"and {content['bucket_count'] - len(content['buckets'])} further values")
+    if names:
+        print_line("")
+        for name in content["names"]:
+            print_line(name)
 
 
 def _cell(value: Any) -> str:

@@ -22,7 +22,7 @@ from twins.columns import QueryColumn, select_rows
 from twins.description import indexed
 from twins.errors import QueryError
 from twins.messages import Batch, Operation, Request
-from twins.query import Query, matches, parse
+from twins.query import Query, matches, parse, values_of
 from twins.query_columns import column_name, columns_of, mask
 from twins.shard import Shard
 from twins.table import NamedRows, TwinTable
@@ -100,6 +100,20 @@ def answer_question(shard: Shard, question: FleetQuestion, now_s: float) -> Flee
             selected[row] = matches(query, _document(shard, _name(source, row), now_s))
         parts.append(_part(question, columns, selected))
     return FleetAnswer.of(question, parts)
+
+
+def answer_documents(question: FleetQuestion, documents: Sequence[Mapping[str, Any]]) -> FleetAnswer:
+    """Return the answer that matching documents give, as `query.matches` takes them."""
+    answer = FleetAnswer(len(documents))
+    if question.field:
+        found = (value for each in documents for value in values_of(each, question.field))
+        answer.values = np.array([value for value in found if type(value) in (int, float)], np.float64)
+    if question.group_by:
+        answer.groups.update(value for each in documents for value in values_of(each, question.group_by))
+    if question.name_count_max:
+        names = (each["thingName"] for each in documents if each["thingName"] > question.after)
+        answer.names = heapq.nsmallest(question.name_count_max, names)
+    return answer
 
 
 def _sources(shard: Shard, question: FleetQuestion) -> Iterator[NamedRows | SimulatedFleet]:

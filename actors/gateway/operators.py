@@ -28,6 +28,8 @@ from actors.gateway.key_routes import key_routes
 from actors.gateway.middleware import BodyLimit, InFlightLimit, RequestMetrics
 from actors.gateway.platform_view import PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
+from actors.gateway.query_routes import query_routes
+from actors.gateway.searching import FleetSearch
 from actors.gateway.shadow_routes import ask, listing_routes, shadow_routes
 from actors.gateway.sql_desk import SqlDesk
 from actors.gateway.sql_routes import sql_routes
@@ -117,6 +119,7 @@ def create_app(
     app.include_router(retained_routes(platform.messaging), dependencies=GUARDED)
     app.include_router(jobs_routes(registry), dependencies=GUARDED)
     app.include_router(sql_routes(desk), dependencies=GUARDED)
+    app.include_router(query_routes(fleet, FleetSearch(fleet, registry)), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.
     app.add_middleware(InFlightLimit, probes=OPEN_PATHS)
     app.add_middleware(Authentication, identity=identity, open_paths=OPEN_PATHS)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.arrow_tables import shards_read_at
 from actors.asking import fleet_tables
-from actors.errors import Overloaded, SqlTooLate
+from actors.errors import AnswerTooLate, Overloaded
 from actors.fleet import Fleet
 from actors.gateway.platform_view import PlatformView
 from actors.registry.registry import Registry
@@ -82,7 +82,7 @@ class SqlDesk:
     async def ask(self, sql: str, *, form: AnswerForm, timeout_s: float, row_max: int) -> SqlAnswer:
         """Return the answer to a question, which is not older than `timeout_s`.
 
-        OperatorError says what is wrong with the question, SqlTooLate that it takes longer than that from the first
+        OperatorError says what is wrong with the question, AnswerTooLate that it takes longer than that from the first
         reading on; Overloaded that too many wait; SqlEngineError that the engine died over it.
         """
         if self._waiting_count >= _WAITING_COUNT_MAX:
@@ -103,11 +103,11 @@ class SqlDesk:
             result = await asyncio.to_thread(
                 self.engine.answer, sql, tables, form=form, timeout_s=left_s, row_max=row_max
             )
-        except (TimeoutError, SqlTooLate):
-            raise SqlTooLate(timeout_s) from None
+        except (TimeoutError, AnswerTooLate):
+            raise AnswerTooLate(timeout_s) from None
         age_s = time.monotonic() - begun_s
         if age_s > timeout_s:
-            raise SqlTooLate(timeout_s)
+            raise AnswerTooLate(timeout_s)
         read_at = {shard: at for table in tables.values() for shard, at in shards_read_at(table).items()}
         return SqlAnswer(result, age_s, read_at)
 

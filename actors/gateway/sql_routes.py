@@ -13,8 +13,8 @@ from actors.gateway.sql_desk import SqlAnswer, SqlDesk
 from actors.sql_worker import AnswerForm
 
 # An answer is never older than this, unless who asks allows it; a million twins take a tenth of it.
-_TIMEOUT_S: Final = 2.0
-_TIMEOUT_MAX_S: Final = 30.0
+TIMEOUT_S: Final = 2.0
+TIMEOUT_MAX_S: Final = 30.0
 # What a person looks at, and what a program gets at most.
 _ROW_MAX: Final = 10_000
 _ROW_MAX_MAX: Final = 1_000_000
@@ -31,7 +31,7 @@ class SqlRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     sql: str
-    timeout_s: Annotated[float, Field(gt=0, le=_TIMEOUT_MAX_S)] = _TIMEOUT_S
+    timeout_s: Annotated[float, Field(gt=0, le=TIMEOUT_MAX_S)] = TIMEOUT_S
     row_max: Annotated[int, Field(ge=1, le=_ROW_MAX_MAX)] = _ROW_MAX
 
 

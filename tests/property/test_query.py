@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tests.property.json_values import BORDERS
 from twins.columns import QueryColumn
+from twins.description import indexed
 from twins.errors import QueryError
+from twins.fleet_answer import FleetQuestion, answer_question
 from twins.messages import Batch, Operation, Request
 from twins.model import Attribute, Group
 from twins.query import Query, holds, matches, parse
@@ -244,6 +246,34 @@ def test_columns_answer_every_query_as_documents_do(entries: list[Any], expressi
         assert mask(query, columns, count).tolist() == expected
         assert mask(query, asked, count).tolist() == expected
         assert mask(query, columns, count).dtype == np.bool_
+
+
+@settings(max_examples=200)
+@given(entries_of_a_table, expressions)
+@example(
+    [("lamp", {"reported": {"temperature": "21"}}, {})],
+    Match("shadow.reported.temperature", pattern_of([("2", False), ("1", False)])),
+)
+@example(
+    [("home-7", {"reported": {"temperature": [50]}}, {})], Range("shadow.reported.temperature", 40, None)
+)
+@example([("lamp", {"desired": {"x": 1}}, {})], Exists("shadow.desired.x"))
+def test_a_shard_answers_every_query_as_the_documents_of_its_twins_do(
+    entries: list[Any], expression: Expression
+) -> None:
+    query = Query(expression)
+    shard = shard_of(entries)
+    expected = []
+    for thing in ("lamp", "door", *(f"home-{number}" for number in range(10))):
+        asked = Request(Operation.DESCRIBE, thing, b"", "", is_direct=True)
+        [reply] = shard.apply(Batch("", 0, [asked]), NOW_S).replies
+        if reply.status == 200:
+            described = msgspec.json.decode(reply.payload)
+            whole = {name: described[name] for name in ("thingName", "model", "origin", "attributes")}
+            if matches(query, whole | indexed(described)):
+                expected.append(thing)
+    answer = answer_question(shard, FleetQuestion(str(query), name_count_max=20), NOW_S)
+    assert (answer.count, answer.names) == (len(expected), sorted(expected))
 
 
 # Every kind of term on every kind of column, so that none is left to luck.

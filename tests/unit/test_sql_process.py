@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import OperatorError, SqlEngineError, SqlTooLate
+from actors.errors import AnswerTooLate, OperatorError, SqlEngineError
 from actors.settings import is_process_alive
 from actors.sql import SqlPlan
 from actors.sql_process import SqlProcess
@@ -87,7 +87,7 @@ def test_arrow_is_a_stream_of_what_was_asked(engine: SqlProcess) -> None:
 def test_an_endless_question_ends_and_its_process_goes_on(engine: SqlProcess) -> None:
     ask(engine, "select 1")
     pid = engine.pid
-    with pytest.raises(SqlTooLate, match=r"no answer within 0\.2 s"):
+    with pytest.raises(AnswerTooLate, match=r"no answer within 0\.2 s"):
         ask(engine, "select sum(sin(range)) from range(100000000000)", timeout_s=0.2)
     assert json.loads(ask(engine, "select 2").content) == [[2]]
     assert engine.pid == pid
@@ -113,7 +113,7 @@ def test_a_process_that_does_not_obey_is_killed_and_another_one_answers(engine: 
     ask(engine, "select 1")
     pid, count = engine.pid, engine.death_count
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(SqlTooLate):
+    with pytest.raises(AnswerTooLate):
         ask(engine, "select 1", timeout_s=0.1)
     assert not is_process_alive(pid)
     assert engine.death_count == count + 1
