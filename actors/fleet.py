@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from actors.arrow_tables import arrow_table, join_tables
 from twins.clock import Clock, VirtualClock
-from twins.columns import FIXED_COLUMNS
+from twins.columns import FIXED_COLUMNS, QueryColumn
 from twins.errors import request_error
 from twins.fleet_answer import FleetAnswer, FleetQuestion, answer_question
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
@@ -71,6 +71,21 @@ class FleetReading:
         return cls(FleetAnswer.of(question, [part.answer for part in parts]), read_at)
 
 
+@dataclass(frozen=True)
+class ShardColumns:
+    """Columns of one shard's twins as NumPy arrays, as they were at `read_at` (seconds of the clock of the fleet).
+
+    `tables` has one entry for each model or simulated group, with the same rows in each of its columns. The arrays are
+    the shard's answer and not its state: they are not to be written, and they stay as they are for as long as somebody
+    holds them. From a cluster, those of 100 KB and more lie where Ray has put them in shared memory, which is freed
+    when the last array of the answer is let go.
+    """
+
+    shard: int
+    read_at: float
+    tables: Sequence[Mapping[str, QueryColumn]]
+
+
 class Fleet(Protocol):
     """Twins by name, simulated groups, and questions over all of them."""
 
@@ -119,6 +134,13 @@ class Fleet(Protocol):
         a twin has no such value. Texts that repeat are dictionaries. A name in small letters stands for columns of any
         case. The rows of a shard are as they were at one moment, between two calls to it; `shards_read_at` in
         `arrow_tables` says when.
+        """
+        ...
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard, without a copy on the way; see `ShardColumns`.
+
+        The columns are those of `twins_table`; those that a table does not have are left out of it.
         """
         ...
 
@@ -301,6 +323,11 @@ class LocalFleet:
         return join_tables(
             [arrow_table(shard.select(wanted), read_at={shard.number: now_s}) for shard in self._shards]
         )
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard; see `ShardColumns`."""
+        wanted, now_s = frozenset(columns), self._clock.now_s()
+        return [ShardColumns(shard.number, now_s, list(shard.select(wanted))) for shard in self._shards]
 
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.actor_settings import BRIDGE_NAME
 from actors.arrow_tables import join_tables
 from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import FleetReading, JsonObject, with_rows, with_telemetry_rows
+from actors.fleet import FleetReading, JsonObject, ShardColumns, with_rows, with_telemetry_rows
 from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -315,6 +315,11 @@ class RayFleet:
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
         return join_tables(await self._homes.ask_each("twins_table", with_rows(columns)))
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard, without a copy; see `ShardColumns`."""
+        answers = await self._homes.ask_each("shard_columns", frozenset(columns))
+        return sorted((one for answer in answers for one in answer), key=lambda one: one.shard)
 
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""

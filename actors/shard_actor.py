@@ -27,6 +27,7 @@ from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
     FleetReading,
     JsonObject,
+    ShardColumns,
     describe_request,
     reply_document,
     shadow_request,
@@ -270,6 +271,12 @@ class ShardHost:
         now_s = self._clock.now_s()
         tables = [arrow_table(shard.select(columns), read_at={n: now_s}) for n, shard in found.items()]
         return join_tables(tables)
+
+    def shard_columns(self, shards: Sequence[int], columns: frozenset[str]) -> list[ShardColumns]:
+        """Return these columns of these shards' twins."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return [ShardColumns(n, now_s, list(shard.select(columns))) for n, shard in found.items()]
 
     def telemetry_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of what these shards' twins remember of their telemetry."""

@@ -6,6 +6,6 @@ code serves live devices and replays a seeded simulation bit for bit.
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `clock` · `draws` · `sharding` · `topics` · `expressions` · `model` · `shadow` · `packed` · `cbor` ·
 `defender` · `messages` · `window` · `arena` · `program` · `interpreter` · `kernels` · `table` · `behavior` ·
-`columns` · `telemetry_columns` · `query_terms` · `query_grammar` · `query` · `query_columns` · `description` ·
-`shard` · `fleet_answer` · `snapshot_head` · `snapshot`
+`overflow_columns` · `columns` · `telemetry_columns` · `query_terms` · `query_grammar` · `query` · `query_columns` ·
+`description` · `shard` · `fleet_answer` · `snapshot_head` · `snapshot`
 """

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.model import Field
-from twins.shadow import Stamp
+from twins.overflow_columns import overflow_columns
 from twins.sharding import NamePattern
 from twins.table import EXISTS, NamedRows, TwinTable
 
-_FLOAT64_MAX: Final = float(np.finfo(np.float64).max)
 FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at", "firmware")
 # The field that the column `firmware` shows, in models that have it.
 _FIRMWARE_FIELD: Final = "firmware_version"
@@ -157,10 +156,11 @@ def _stamp_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         _, stamps, masks = _section(table, section)
         values, is_valid = stamps[position][: table.count].copy(), _bit(masks, 1 << position, table.count)
         name = table.model.fields[position].name
-        for row, kept in table.overflow.items():
-            stamp = kept.trees(section)[1].get(name)
-            if isinstance(stamp, Stamp):
-                values[row], is_valid[row] = stamp.timestamp, True
+        kept = overflow_columns(table)
+        cells = kept.cells(section, name)
+        if cells is not None:
+            rows = kept.rows[cells.has_stamp]
+            values[rows], is_valid[rows] = cells.stamps[cells.has_stamp], True
         return QueryColumn(values, is_valid)
 
     return make
@@ -180,11 +180,11 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
             values = values.astype(np.bool_)
         else:
             values = values.copy()
-        for row, kept in table.overflow.items():
-            exact: Any = kept.trees(section)[0].get(field.name, False)
-            # A number of a device may have more digits than any float.
-            if values.dtype.kind == "f" and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
-                values[row], is_valid[row] = exact, True
+        kept = overflow_columns(table)
+        cells = kept.cells(section, field.name)
+        if cells is not None and values.dtype.kind == "f":
+            rows = kept.rows[cells.has_number]
+            values[rows], is_valid[rows] = cells.numbers[cells.has_number], True
         return QueryColumn(values, is_valid)
 
     return make
@@ -192,11 +192,9 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
 
 def _choice_column(table: TwinTable, section: str, field: Field, column: QueryColumn) -> QueryColumn:
     """Return a column of texts, with those texts that are none of the model's choices put in."""
-    others = {
-        row: kept.trees(section)[0][field.name]
-        for row, kept in table.overflow.items()
-        if type(kept.trees(section)[0].get(field.name)) is str
-    }
+    kept = overflow_columns(table)
+    cells = kept.cells(section, field.name)
+    others = {} if cells is None else {int(kept.rows[entry]): text for entry, text in cells.texts.items()}
     if not others:
         return column
     choices = (*field.choices, *sorted(set(others.values())))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from twins.columns import QueryColumn, select_rows
 from twins.description import indexed
 from twins.errors import QueryError
 from twins.messages import Batch, Operation, Request
+from twins.overflow_columns import overflow_columns
 from twins.query import Query, matches, parse, values_of
 from twins.query_columns import column_name, columns_of, mask
 from twins.shard import Shard
@@ -129,11 +130,7 @@ def _rows_with_more(shard: Shard, source: NamedRows | SimulatedFleet, query: Que
     asked = {name for name in query.fields() if name not in _WHOLE and not name.startswith("attributes.")}
     if all(name in _OF_ROWS or _key(name) for name in asked):
         if asked:
-            keys = [key for name in asked if (key := _key(name))]
-            has_any = not asked.isdisjoint(_OF_ROWS)
-            for row, kept in table.overflow.read():
-                if has_any or any(_is_beyond(table, kept.trees(section)[0], key) for section, key in keys):
-                    yield row
+            yield from _rows_beyond(table, [key for name in asked if (key := _key(name))], asked)
     elif isinstance(source, NamedRows):
         yield from range(table.count)
     else:
@@ -151,15 +148,28 @@ def _key(name: str) -> tuple[str, str] | None:
     return (section, key) if "." not in key else None
 
 
-def _is_beyond(table: TwinTable, kept: Mapping[str, Any], key: str) -> bool:
-    """Tell whether what the overflow keeps of a key is something that the key's column does not say."""
-    if key not in kept:
-        # A key with dots is found by its path.
-        return any(other.startswith(f"{key}.") for other in kept)
+def _rows_beyond(table: TwinTable, keys: Sequence[tuple[str, str]], asked: Collection[str]) -> Iterator[int]:
+    """Yield the rows whose overflow has something that columns do not say of these sections' keys."""
+    if not _OF_ROWS.isdisjoint(asked):
+        yield from list(table.overflow)
+        return
+    undeclared = [(section, key) for section, key in keys if not _has_column(table, section, key)]
+    kept = overflow_columns(table)
+    is_beyond = kept.has_dots.copy()
+    for section, key in keys:
+        cells = kept.cells(section, key)
+        if cells is not None and (section, key) not in undeclared:
+            is_beyond |= cells.is_beyond
+    rows = set(kept.rows[is_beyond].tolist())
+    if undeclared:
+        trees = ((row, each.trees) for row, each in table.overflow.read())
+        rows.update(row for row, of in trees if any(key in of(section)[0] for section, key in undeclared))
+    yield from rows
+
+
+def _has_column(table: TwinTable, section: str, key: str) -> bool:
     position = table.model.positions.get(key)
-    if position is None or type(kept[key]) not in (int, float):
-        return True
-    return table.reported[position].dtype.kind != "f"
+    return position is not None and (section == "reported" or table.desired[position] is not None)
 
 
 def _name(source: NamedRows | SimulatedFleet, row: int) -> str:

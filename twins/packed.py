@@ -68,6 +68,10 @@ class PackedMapping(MutableMapping[Key, Value]):
         for key, value in self._kept.items():
             yield key, self._unpack(value) if type(value) is bytes else value
 
+    def entries(self) -> tuple[list[Key], list[object]]:
+        """Return all keys and, in their order, the values as they are kept: packed (`bytes`) or not."""
+        return list(self._kept), list(self._kept.values())
+
     def packed(self) -> dict[Key, bytes]:
         """Pack every value, in place, and return them all; what nobody has asked for is as it was."""
         kept = self._kept

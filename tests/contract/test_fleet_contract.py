@@ -13,7 +13,15 @@ import pytest
 from actors.arrow_tables import shards_read_at
 from actors.asking import ask_fleet
 from actors.fleet import Fleet, LocalFleet
-from twins.errors import InvalidRequest, ModelError, PayloadTooLarge, ShadowNotFound, VersionConflict
+from twins.errors import (
+    InvalidRequest,
+    ModelError,
+    PayloadTooLarge,
+    QueryError,
+    ShadowNotFound,
+    VersionConflict,
+)
+from twins.fleet_answer import FleetQuestion
 from twins.messages import Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 
@@ -341,6 +349,43 @@ async def test_a_table_has_the_wanted_columns_and_a_row_for_each_twin(
     assert table.num_rows == homes.count
     for columns in (["no_such_column"], [], ["reported_temperature"], ["origin"]):
         assert (await fleet.twins_table(columns)).num_rows >= homes.count
+
+
+async def test_columns_come_by_shard_and_are_not_to_be_written_where_they_are_shared(
+    fleet: Fleet, homes: Group
+) -> None:
+    await fleet.tick([TickOrder(homes.name, 0, TICKS)])
+    found = await fleet.shard_columns(["name", "reported_temperature", "site"])
+    assert [one.shard for one in found] == list(range(fleet.shard_count))
+    rows = {}
+    for one in found:
+        for table in one.tables:
+            names, values = table["name"], table.get("reported_temperature")
+            for row in range(len(names.values)):
+                rows[names.cell(row)] = None if values is None else values.cell(row)
+    expected = await fleet.twins_table(["name", "reported_temperature"])
+    assert rows == dict(zip(*(column.to_pylist() for column in expected.columns), strict=True))
+    before = dict(rows)
+    await fleet.tick([TickOrder(homes.name, TICKS, TICKS)])
+    for one in found:
+        for table in one.tables:
+            for row in range(len(table["name"].values)):
+                value = table["reported_temperature"].cell(row) if "reported_temperature" in table else None
+                assert value == before[table["name"].cell(row)]
+
+
+async def test_a_fleet_query_is_answered_by_all_shards(fleet: Fleet, homes: Group, prefix: str) -> None:
+    await fleet.tick([TickOrder(homes.name, 0, TICKS)])
+    await report(fleet, f"{prefix}-lamp", {"temperature": 90, "on": True})
+    warm = f"shadow.reported.temperature>=85 AND thingName:{prefix}*"
+    reading = await fleet.answer(FleetQuestion(warm, "shadow.reported.temperature", "model", 3))
+    assert (reading.answer.count, reading.answer.names) == (1, [f"{prefix}-lamp"])
+    assert (await fleet.answer(FleetQuestion(f"shadow.reported.on:true AND {warm}"))).answer.count == 1
+    everybody = await fleet.answer(FleetQuestion(f"thingName:{prefix}*", name_count_max=2))
+    assert everybody.answer.count == homes.count + 1
+    assert sorted(reading.read_at) == list(range(fleet.shard_count))
+    with pytest.raises(QueryError, match="column"):
+        await fleet.answer(FleetQuestion("temperature>"))
 
 
 async def test_a_table_says_when_each_shard_was_read(fleet: Fleet, homes: Group) -> None:

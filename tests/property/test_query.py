@@ -276,6 +276,59 @@ def test_a_shard_answers_every_query_as_the_documents_of_its_twins_do(
     assert (answer.count, answer.names) == (len(expected), sorted(expected))
 
 
+# One of many ways to say 21 degrees, some of which columns hold.
+degrees = st.sampled_from([21, 21.0, 21.55, 2**60, "21", None, [21], True])
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["lamp", "door", "home-7"]),
+        st.sampled_from(["report", "wish", "leave", "keep"]),
+        degrees,
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150)
+@given(steps)
+def test_columns_that_are_read_again_and_again_say_what_is_so_each_time(history: list[Any]) -> None:
+    shard = shard_of([])
+    for thing, what, value in history:
+        if what == "leave":
+            shard.apply(Batch("", 0, [Request(Operation.UNREGISTER, thing, b"")]), NOW_S)
+        elif what == "keep":
+            shard.write_rows()
+            for table in (*shard.tables.values(), *(fleet.table for fleet in shard.fleets.values())):
+                table.overflow.packed()
+        else:
+            section, field = ("reported", "temperature") if what == "report" else ("desired", "set_point")
+            if not thing.startswith("home-"):
+                shard.apply(
+                    Batch("", 0, [Request(Operation.REGISTER, thing, b'{"model": "thermostat"}')]), NOW_S
+                )
+            update = encode_json({"state": {section: {field: value, "text": "x"}}})
+            shard.apply(Batch("", 0, [Request(Operation.SHADOW_UPDATE, thing, update)]), NOW_S)
+        found = {}
+        for columns in shard.select(None):
+            for row in range(row_count(columns)):
+                name = columns["name"].cell(row)
+                found[name] = {
+                    at: columns[at].cell(row)
+                    for at in ("reported_temperature", "desired_set_point", "desired_set_point_at")
+                    if at in columns
+                }
+        for name, cells in found.items():
+            [reply] = shard.apply(
+                Batch("", 0, [Request(Operation.DESCRIBE, name, b"", "", is_direct=True)]), NOW_S
+            ).replies
+            shadow = msgspec.json.decode(reply.payload)["shadow"] or {}
+            wished = shadow.get("desired", {}).get("set_point")
+            told = (shadow.get("reported", {}).get("temperature"), wished)
+            numbers = [float(each) if type(each) in (int, float) else None for each in told]
+            assert [cells["reported_temperature"], cells["desired_set_point"]] == numbers
+            is_there = wished is not None and type(wished) is not list
+            assert (cells["desired_set_point_at"] is not None) == is_there
+
+
 # Every kind of term on every kind of column, so that none is left to luck.
 TERMS: tuple[Expression, ...] = (
     *(a_match(ANY_FIELD, pattern_of([(c, False) for c in str(value)])) for value in (*WORDS, *NUMBERS)),
