@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.shadow import ShadowDocument
+from twins.simulated import SimulatedFleet
 
 
 def describe_shadow(document: ShadowDocument | None, now_s: int) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
     link = {"connected": bool(fleet.connected[row]), "timestamp": None, "disconnect_reason": None}
     return {
         "origin": "simulated",
-        "model": group.model,
+        "model": group.model.name,
         "attributes": attributes,
         "connectivity": {**link, "session": None, "version": None},
     }

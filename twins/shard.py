@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 
-from twins.behavior import Scratch, SimulatedFleet
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_shadow, describe_simulated
@@ -31,9 +31,10 @@ from twins.messages import (
     TickOrder,
     TickSummary,
 )
-from twins.model import MODELS, UNTYPED, Group, model_named
+from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
 from twins.places import LastPlaces
+from twins.runners import runner
 from twins.shadow import (
     Announcement,
     ShadowDocument,
@@ -45,6 +46,8 @@ from twins.shadow import (
     require_shadow,
 )
 from twins.sharding import BLOCK_SIZE
+from twins.shipped import MODELS, model_named
+from twins.simulated import SimulatedFleet
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
@@ -93,7 +96,6 @@ class Shard:
         self._unpacked: dict[str, ShadowDocument] = {}
         # Things whose unpacked shadow has changed since it was written into its row.
         self._unwritten: set[str] = set()
-        self._scratch = Scratch()
         # When the latest deltas were published, by thing and shadow; not a part of what a shard remembers for good.
         self._delta_at_s: dict[tuple[str, str], float] = {}
         self._now_s = 0.0
@@ -455,7 +457,7 @@ class Shard:
 
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
-        return self._fleet(order.group).run(order, self._scratch)
+        return self._fleet(order.group).run(order, runner())
 
     # Questions
 
@@ -470,7 +472,7 @@ class Shard:
         A model without twins is there as a table without rows, so that every column can be asked for at any time.
         """
         self.write_rows()
-        missing = dict(MODELS)
+        missing = dict.fromkeys(MODELS)
         for table in self.tables.values():
             if table.count:
                 missing.pop(table.model.name, None)
@@ -479,8 +481,8 @@ class Shard:
             if fleet.table.count:
                 missing.pop(fleet.table.model.name, None)
                 yield select_rows(fleet, wanted, connectivity={})
-        for model in missing.values():
-            yield select_rows(NamedRows(model), wanted, connectivity={})
+        for name in missing:
+            yield select_rows(_no_rows(name), wanted, connectivity={})
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
@@ -490,14 +492,15 @@ class Shard:
         return leaves
 
 
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
+
+
 def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
     table = fleet.table
-    named = {f"twin.{name}": column for name, column in table.columns.items()}
-    named.update({f"device.{name}": column for name, column in fleet.state.items()})
-    named.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
-    for field, window in fleet.windows.items():
-        named.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
-    named["connected"] = fleet.connected
+    named = fleet.arena.columns
     layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
     overflow: dict[int, list[Any]] = {}
     for row in sorted(table.overflow):
