@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.property.json_values import any_states, exact, whole_values
 from twins import messages, snapshot
 from twins.errors import SnapshotError
-from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
+from twins.messages import Batch, Connectivity, Operation, Outcome, Places, Request, TickOrder, TickSummary
 from twins.model import Attribute, Field, Group
 from twins.shadow import encode_json
 from twins.shard import Shard, combine_digest
@@ -78,7 +78,8 @@ def live(shard: Shard, step: Any, number: int) -> Outcome | TickSummary:
     source = ("", "bridge", "gateway")[number % 3]
     if step == "again":
         return shard.apply(Batch("bridge", max(number - 2, 0), []), NOW_S + number)
-    return shard.apply(Batch(source, number, [step]), NOW_S + 40 * number)
+    places = Places(1, [number + 1], [0] * (number % 2)) if source == "bridge" else None
+    return shard.apply(Batch(source, number, [step], places), NOW_S + 40 * number)
 
 
 def everything(shard: Shard) -> Any:
@@ -107,6 +108,8 @@ def everything(shard: Shard) -> Any:
         "refused": shard.refused_telemetry_count,
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
+        # Their order is which of them is forgotten first.
+        "places": (shard.last_places.memory, list(shard.last_places.of_subject.items())),
         "models": shard.model_of,
         # Their order is which of them is forgotten first.
         "unregistered": list(shard.unregistered),
