@@ -6,6 +6,7 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import Any, Final
 
 from twins.columns import QueryColumn, select_rows
@@ -26,7 +27,7 @@ from twins.messages import (
     TickSummary,
     is_succeeded,
 )
-from twins.model import MODELS, UNTYPED, Group, model_named
+from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
 from twins.payloads import (
     decode_connectivity,
@@ -36,6 +37,7 @@ from twins.payloads import (
     decode_registration,
     decoded,
     rejection,
+    require_caller,
 )
 from twins.shadow import (
     Announcement,
@@ -46,6 +48,7 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
@@ -139,7 +142,7 @@ class Shard:
         """Serve one request: the one place where request errors are caught."""
         try:
             if request.thing_name in self.unregistered:
-                _require_caller(request)
+                require_caller(request)
             body = _HANDLERS[request.operation](self, request, now_s, outcome)
         except RequestError as error:
             if request.operation is Operation.TELEMETRY:
@@ -241,8 +244,7 @@ class Shard:
 
     def _get_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
         streams: dict[str, Any] = {}
-        found = self._simulated(request.thing_name)
-        if found is not None:
+        if (found := self._simulated(request.thing_name)) is not None:
             fleet, row = found
             streams.update(fleet.telemetry(row, fleet.time_s(max(fleet.next_tick - 1, 0))))
         telemetry = self.telemetry.get(request.thing_name)
@@ -252,14 +254,14 @@ class Shard:
 
     def _register(self, request: Request, now_s: int, _: Outcome) -> bytes:
         registration = decoded(decode_registration, request.payload)
-        try:
-            model = model_named(registration.model)
-        except ModelError as error:
-            raise InvalidRequest(str(error)) from None
         thing_name = request.thing_name
         present = self.model_of.get(thing_name)
         if present is None and self.handover.register(thing_name, registration):
             return b"{}"
+        try:
+            model = model_named(registration.model)
+        except ModelError as error:
+            raise InvalidRequest(str(error)) from None
         self.unregistered.pop(thing_name, None)
         if present is not None and present != model.name:
             self._write_row(thing_name)
@@ -338,7 +340,7 @@ class Shard:
         found = self._simulated(thing_name)
         if found is None and thing_name not in self.model_of:
             raise TwinNotFound.of(thing_name)
-        return self.model_of[thing_name] if found is None else found[0].group.model
+        return self.model_of[thing_name] if found is None else found[0].table.model.name
 
     def _attributes(self, thing_name: str) -> dict[str, str]:
         found = self._simulated(thing_name)
@@ -352,8 +354,9 @@ class Shard:
 
     def _give_back(self, request: Request, now_s: int, _: Outcome) -> bytes:
         if request.thing_name in self.model_of:
-            text = "is a real thing and has no simulated device's place; there is nothing to give back"
-            raise InvalidRequest(f"{request.thing_name} {text}")
+            raise InvalidRequest(
+                f"{request.thing_name} has no simulated place; there is nothing to give back"
+            )
         self.handover.give_back(request.thing_name)
         return encode_json({"thingName": request.thing_name, "origin": "simulated"})
 
@@ -495,7 +498,9 @@ class Shard:
         }
         del self.fleets[name]
         for thing_name, (takeover, document) in left.items():
-            self.model_of[thing_name] = fleet.table.model.name
+            # A model that is described in a file goes with its fleet.
+            model = fleet.table.model
+            self.model_of[thing_name] = model.name if MODELS.get(model.name) == model else UNTYPED.name
             table = self._table(thing_name)
             row = table.add(thing_name)
             table.attributes[row] = dict(takeover.attributes)
@@ -539,7 +544,7 @@ class Shard:
         A model without twins is there as a table without rows, so that every column can be asked for at any time.
         """
         self.write_rows()
-        missing = dict(MODELS)
+        missing = dict.fromkeys(MODELS)
         for table in self.tables.values():
             if table.count:
                 missing.pop(table.model.name, None)
@@ -553,28 +558,24 @@ class Shard:
                     connectivity=self.connectivity,
                     taken=self.handover.taken(),
                 )
-        for model in missing.values():
-            yield select_rows(NamedRows(model), wanted, connectivity={})
+        for name in missing:
+            yield select_rows(_no_rows(name), wanted, connectivity={})
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""
         return self._simulation.digest_leaves()
 
 
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
+
+
 def _topic(request: Request) -> str:
     return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
 
 
-def _require_caller(request: Request) -> None:
-    """Refuse, with TwinNotFound, what the device of a thing sent before the thing was unregistered.
-
-    It was on its way through broker and bridge, and would make a twin again. Operators may do as they like.
-    """
-    if not request.is_direct and request.operation in _OF_DEVICES:
-        raise TwinNotFound.of(request.thing_name)
-
-
-_OF_DEVICES: Final = frozenset({*_SHADOW_VERB, Operation.TELEMETRY, Operation.DEFENDER})
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(
     {

@@ -33,7 +33,7 @@ from twins.expressions import constant_of, parse_formula
 from twins.generators import kind_of, start_column
 from twins.interpreter import Rows
 from twins.messages import TickOrder, TickSummary
-from twins.model import Attribute, Group, model_named
+from twins.model import Attribute, Group
 from twins.program import CELL_ROWS, Builder, Moment, Program
 from twins.runners import Runner
 from twins.sharding import BLOCK_SIZE
@@ -63,7 +63,7 @@ class SimulatedFleet:
     def __init__(self, group: Group, shard: int, *, shard_count: int) -> None:
         self.group = group
         self.next_tick = 0
-        model = model_named(group.model)
+        model = group.model
         blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
         self.table = PatternRows(
             model,
@@ -293,7 +293,7 @@ def _in_pieces(cells: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
     """Return the columns of a fleet beside those of its twins."""
-    model = model_named(group.model)
+    model = group.model
     layout = device_layout(model)
     layout["connected"] = np.dtype(np.uint8)
     layout[HELD] = np.dtype(np.uint8)
@@ -306,7 +306,7 @@ def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
 
 def _online_share(group: Group) -> np.float32:
     """Return which share of the devices is online at the start: as many as later on, where the model fixes that."""
-    rates = connection_rates(model_named(group.model))
+    rates = connection_rates(group.model)
     if rates is None:
         return np.float32(1.0)
     online_s, offline_s = (constant_of(parse_formula(rate)) for rate in rates)

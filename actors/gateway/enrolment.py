@@ -52,7 +52,8 @@ from actors.registry.things import ADDITION_COUNT_MAX, Addition, thing_certifica
 from actors.wall_clock import WallClock
 from twins.errors import ModelError
 from twins.messages import Operation, Registration, Reply, Request
-from twins.model import MODELS, UNTYPED
+from twins.model import UNTYPED
+from twins.shipped import MODELS
 
 # What one device of many may be refused with, while the others come into being.
 Refusal = OperatorError | ModelError
@@ -392,12 +393,13 @@ class _Draft:
 
     def takes_over(self, fleet: FleetRecord) -> bool:
         """Give the thing the model of the simulated device whose place it takes; False, refused, if it has another."""
-        model = fleet.group.model
+        model = fleet.group.model_name
         if self.record.model not in (model, UNTYPED.name):
             reason = f"is a simulated {model} of fleet {fleet.group.name!r}; create it with that model"
             self.outcome = ThingExists(self.name, reason)
             return False
-        self.thing = msgspec.structs.replace(self.record, model=model)
+        # One that is described in a file is known to the fleet only.
+        self.thing = msgspec.structs.replace(self.record, model=model if model in MODELS else UNTYPED.name)
         return True
 
     def settled(self) -> Enrolment | Refusal:

@@ -18,9 +18,12 @@ from tests.bench.result import BenchResult
 from tests.contract.fleets import ray_stage, running_ray
 from twins.messages import TickOrder
 from twins.model import Group
+from twins.shipped import model_named
 
 DEVICE_COUNT = 1_000_000
-GROUP = Group("turns", "thermostat", "turns-{i:07d}", DEVICE_COUNT, 1, 1_767_225_600, report_every_ticks=1)
+GROUP = Group(
+    "turns", model_named("thermostat"), "turns-{i:07d}", DEVICE_COUNT, 1, 1_767_225_600, report_every_ticks=1
+)
 TICKS_AN_ORDER = 10
 MEASURED_S = 10.0
 # A request every so often, of each kind.

@@ -33,6 +33,7 @@ from twins.errors import ShadowNotFound
 from twins.handover import DEFAULT_BEHAVIOR
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Group
+from twins.shipped import model_named
 
 DEADLINE_S = 60.0
 _COUNTER = """
@@ -140,7 +141,7 @@ async def pinning(
     request: pytest.FixtureRequest, prefix: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Pinning]:
     """Give a fleet of each kind with a group of 30 thermostats."""
-    group = Group(f"{prefix}pins", "thermostat", f"{prefix}-{{i}}", 30, 5, START_S)
+    group = Group(f"{prefix}pins", model_named("thermostat"), f"{prefix}-{{i}}", 30, 5, START_S)
     if request.param == "local":
         monkeypatch.syspath_prepend(str(directory))
         fleet = LocalFleet(shard_count=4)
@@ -211,7 +212,7 @@ async def test_a_behaviour_rests_while_a_real_device_is_there(pinning: Pinning) 
 async def test_a_behaviour_goes_on_where_it_was_when_either_process_is_killed(
     stage: RayStage, prefix: str, directory: Path
 ) -> None:
-    group = Group(f"{prefix}pins", "thermostat", f"{prefix}-{{i}}", 30, 5, START_S)
+    group = Group(f"{prefix}pins", model_named("thermostat"), f"{prefix}-{{i}}", 30, 5, START_S)
     async with kept(stage, group, directory) as pinning:
         name = group.pattern.name(7)
         await ask(pinning.fleet, pin_request(name, "tf_counting:Counter"))
@@ -232,7 +233,7 @@ async def test_a_behaviour_goes_on_where_it_was_when_either_process_is_killed(
 async def test_a_behaviour_that_fails_is_told_of_and_harms_nobody_else(
     stage: RayStage, prefix: str, directory: Path, failure: str, told: str
 ) -> None:
-    group = Group(f"{prefix}pins", "thermostat", f"{prefix}-{{i}}", 30, 5, START_S)
+    group = Group(f"{prefix}pins", model_named("thermostat"), f"{prefix}-{{i}}", 30, 5, START_S)
     async with kept(stage, group, directory) as pinning:
         name = group.pattern.name(7)
         await ask(pinning.fleet, pin_request(name, "tf_counting:Counter"))

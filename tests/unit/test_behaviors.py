@@ -16,6 +16,7 @@ from actors.fleet import LocalFleet, pin_request, unpin_request
 from twins.handover import DEFAULT_BEHAVIOR, PinState
 from twins.messages import TickOrder
 from twins.model import Group
+from twins.shipped import model_named
 
 _MODULES = {
     "tf_fine": "class Boiler:\n    every_s = 5\n    def step(self, twin):\n        return None\n",
@@ -112,7 +113,7 @@ async def test_the_example_of_the_readme_heats_water(
     (directory / "tf_heating.py").write_text(example)
     monkeypatch.syspath_prepend(str(directory))
     fleet = LocalFleet(shard_count=2)
-    await fleet.create_group(Group("hall", "thermostat", "hall-{i}", 20, 1, 1_767_225_600))
+    await fleet.create_group(Group("hall", model_named("thermostat"), "hall-{i}", 20, 1, 1_767_225_600))
     assert (await fleet.ask(pin_request("hall-7", "tf_heating:Boiler"))).status == 200
     twin = fleet.twin("hall-7")
     await twin.update_desired({"set_point": 55})

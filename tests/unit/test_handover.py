@@ -13,13 +13,14 @@ from twins.messages import Batch, Connectivity, Operation, Outcome, Reply, Reque
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 from twins.snapshot import dump_shard, load_shard
 
 COUNT = 600
 PERIOD = 10
 SITES = Attribute("site", ("berlin", "paris"), (0.5, 0.5))
-GROUP = Group("homes", "thermostat", "home-{i}", COUNT, 3, NOW_S, attributes=(SITES,))
+GROUP = Group("homes", model_named("thermostat"), "home-{i}", COUNT, 3, NOW_S, attributes=(SITES,))
 THING = "home-7"
 
 

@@ -15,12 +15,13 @@ from twins.errors import ModelError
 from twins.messages import Batch, GroupOrder, Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.snapshot import dump_shard
 
 START_S = 1_767_225_600
 SHARD_COUNT = 3
 # Three or four blocks of 256 for each shard.
-GROUP = Group("homes", "thermostat", "home-{i}", 2_500, 3, START_S, report_every_ticks=2)
+GROUP = Group("homes", model_named("thermostat"), "home-{i}", 2_500, 3, START_S, report_every_ticks=2)
 ORDERS = [TickOrder("homes", 0, 12, {"set_point": 22.5}), TickOrder("homes", 12, 9)]
 
 
