@@ -354,9 +354,7 @@ class Shard:
 
     def _give_back(self, request: Request, now_s: int, _: Outcome) -> bytes:
         if request.thing_name in self.model_of:
-            raise InvalidRequest(
-                f"{request.thing_name} has no simulated place; there is nothing to give back"
-            )
+            raise InvalidRequest(f"{request.thing_name} has no simulated place to give back")
         self.handover.give_back(request.thing_name)
         return encode_json({"thingName": request.thing_name, "origin": "simulated"})
 
@@ -368,8 +366,8 @@ class Shard:
 
     def _unpin(self, request: Request, now_s: int, _: Outcome) -> bytes:
         self._model(request.thing_name)
-        document = self._document(request.thing_name, "")
-        self.handover.unpin(request.thing_name, {} if document is None else document.reported)
+        document = self._document(request.thing_name, "") or ShadowDocument()
+        self.handover.unpin(request.thing_name, document.reported)
         return encode_json({"thingName": request.thing_name})
 
     def _pin_state(self, request: Request, now_s: int, _: Outcome) -> bytes:

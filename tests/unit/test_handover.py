@@ -211,7 +211,7 @@ def test_what_was_not_taken_over_cannot_be_given_back(shard: Shard) -> None:
     done(shard, Operation.REGISTER, {"model": "thermostat"}, thing="lamp")
     for thing, status, text in (
         (THING, 400, "is simulated"),
-        ("lamp", 400, "nothing to give back"),
+        ("lamp", 400, "no simulated place"),
         ("nobody", 404, "No twin"),
     ):
         reply = ask(shard, Operation.GIVE_BACK, thing=thing)
