@@ -35,12 +35,12 @@ from actors.journal import Journal
 from actors.logs import log_to
 from actors.membership import HeadRecord, Membership
 from actors.pacer import Pacer
-from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart
+from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart, shard_actor_parts
 from actors.pins import PinKeeper
 from actors.pki import CertificateAuthority
 from actors.placement import HEAD_NODE, PlacementStore
 from actors.processes import LOOPBACK, loopback_addresses, require_port_free
-from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
+from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor
 from actors.ray_runtime import RayHead
 from actors.registry.registry import Registry
 from actors.settings import (
@@ -180,19 +180,13 @@ class _Platform:
     def _make_parts(self) -> None:
         """Say what the platform consists of, in the order of its start."""
         self._ray = RayPart(self._head, restart=self._restart_ray)
-        self._hosts = [
-            ActorPart(
-                ActorPlan(
-                    "shard_actor",
-                    index,
-                    needs=("store", "ray"),
-                    create=partial(start_shard_actor, actor_name(index)),
-                    settings=partial(self._host_settings, index),
-                ),
-                self._ray,
-            )
-            for index in range(self._settings.shard_actor_count)
-        ]
+        self._hosts = shard_actor_parts(
+            [actor_name(index) for index in range(self._settings.shard_actor_count)],
+            HEAD_NODE,
+            self._ray,
+            needs=("store", "ray"),
+            settings=self._host_settings,
+        )
         bridge = ActorPlan(
             "bridge",
             0,
@@ -287,10 +281,10 @@ class _Platform:
             key_file=str(self._key_file.absolute()),
         ).write(self._settings.data_dir)
 
-    def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:
+    def _host_settings(self, index: int, actor: str, is_predecessor_gone: bool) -> HostSettings:
         return HostSettings(
             index,
-            self._placements.read().shards_of(actor_name(index)),
+            self._placements.read().shards_of(actor),
             self._settings.shard_count,
             self._store.url,
             self._snapshot_location,
@@ -311,6 +305,7 @@ class _Platform:
             internal.password,
             self._store.url,
             self._log_file("bridge"),
+            str(self._directory.mosquitto),
         )
 
     def _gateway_settings(self) -> GatewaySettings:

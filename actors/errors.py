@@ -5,6 +5,7 @@ ActorsError
 │   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
+│   │   └── SnapshotsUnreadable     a shard has snapshots, and none of them can be read
 │   ├── BackupUnusable              a backup is damaged, cut off, or of a newer version
 │   ├── SnapshotGone                no snapshot fits the journal that a backup has copied (retryable)
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
@@ -94,6 +95,15 @@ class LocationError(WorldError):
         super().__init__(f"{location}: {problem}", retryable=retryable)
         self.location = location
         self.problem = problem
+
+
+class SnapshotsUnreadable(LocationError):
+    """A shard has snapshots, `names`, and none of them can be read: all are damaged."""
+
+    def __init__(self, location: str, shard: int, names: list[str]) -> None:
+        problem = f"no snapshot of shard {shard} can be read ({', '.join(names)}); restore a backup"
+        super().__init__(location, problem)
+        self.names = names
 
 
 class BackupUnusable(WorldError):

@@ -61,17 +61,21 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class ShardOrder(msgspec.Struct, frozen=True):
-    """Which shards a host is to serve from now on, beside those that it serves; see `HostSettings`."""
+    """Which shards a host is to serve from now on, beside those that it serves.
+
+    `is_released`: their last host has let go of them, and nobody else serves them.
+    """
 
     shards: tuple[int, ...]
-    is_predecessor_gone: bool
+    is_released: bool
 
 
 class HostStatus(msgspec.Struct, frozen=True):
     """What a host does at present; `queue_length` counts announcements that wait for the bridge.
 
     `lost_shards` were served here until another process took them over; before it `is_open` it can't serve any.
-    `longest_turn_ms` is the longest that ticks have held up requests since the process began.
+    `read_shards` were read ahead, to be opened here. `longest_turn_ms` is the longest that ticks have held up requests
+    since the process began.
     """
 
     pid: int
@@ -85,6 +89,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     dropped_announcement_count: int
     lost_shards: tuple[int, ...] = ()
     is_open: bool = False
+    read_shards: tuple[int, ...] = ()
     longest_turn_ms: int = 0
 
 
@@ -140,12 +145,17 @@ class ShardHost:
 
     def release_shards(self, shards: Sequence[int]) -> list[int]:
         """Serve shards no more; return those that nobody serves now. All that they took in is in their journals."""
-        return self._settled().release(shards)
+        keeper = self._settled()
+        held = keeper.held()
+        for number in shards:
+            if number in held:
+                self._ticks.leave(held[number])
+        return keeper.release(shards)
 
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
         order = msgspec.msgpack.decode(encoded, type=ShardOrder)
-        self._settled().open_shards(order.shards, is_predecessor_gone=order.is_predecessor_gone)
+        self._settled().open_shards(order.shards, is_released=order.is_released)
 
     # The path of devices
 
@@ -261,6 +271,9 @@ class ShardHost:
         """
         keeper = self._settled()
         orders = decode_orders(encoded)
+        late = self._ticks.told_late(work, orders)
+        if late is not None:
+            return encode(late)
         turn = self._ticks.turn(keeper, work, orders)
         for order in orders:
             self._prepare_for(keeper.shards([number for number, _ in work]).values(), order.group)
@@ -405,6 +418,7 @@ class ShardActor(ShardHost):
             self._outlet.dropped_count,
             () if keeper is None else tuple(keeper.lost),
             keeper is not None,
+            () if keeper is None else keeper.read_shards,
             round(1000 * self._ticks.longest_s),
         )
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
-from actors.errors import LocationError
+from actors.errors import LocationError, SnapshotsUnreadable
 from actors.journal import parse_position, position_text
 from actors.locations import Location
 from twins.errors import SnapshotError, SnapshotVersion
@@ -72,9 +73,9 @@ class SnapshotStore:
     def newest(self, shard: int) -> tuple[Shard, str] | None:
         """Return the newest snapshot that can be read, with its journal position; None where there is none.
 
-        Damaged ones before it are removed, so that they never count as the one that stands by. LocationError if there
-        are some and none can be read, for the journal before them is gone; and if one was written by another version
-        of this program, which went on from there.
+        Damaged ones before it are removed, so that they never count as the one that stands by. SnapshotsUnreadable if
+        there are some and none can be read: the journal before them is gone, unless they are the first. LocationError
+        if one was written by another version of this program, which went on from there.
         """
         damaged: list[str] = []
         for position, name in self._files(shard):
@@ -91,9 +92,13 @@ class SnapshotStore:
                 self._location.remove(bad)
             return found, position_text(position)
         if damaged:
-            problem = f"no snapshot of shard {shard} can be read ({', '.join(damaged)}); restore a backup"
-            raise LocationError(str(self._location), problem)
+            raise SnapshotsUnreadable(str(self._location), shard, damaged)
         return None
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove snapshots that are worth nothing, by the names of their files."""
+        for name in names:
+            self._location.remove(name)
 
     def positions(self, shard: int) -> list[str]:
         """Return the journal positions of the shard's snapshots, newest first."""

@@ -71,6 +71,18 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_direct: bool = False
 
 
+class Places(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where the requests of a batch stand in their broker's order, one place for each (0: none, it never comes again).
+
+    A place is the same when a request is delivered again, and later ones have higher places, as long as `memory` is the
+    same. `doubtful` are positions of requests that come again from a broker that may have forgotten what followed them.
+    """
+
+    memory: int
+    places: list[int]
+    doubtful: list[int] = []
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent.
 
@@ -80,6 +92,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     source: str
     sequence: int
     requests: list[Request]
+    places: Places | None = None
 
 
 def is_succeeded(source: str, known: dict[str, Any]) -> bool:

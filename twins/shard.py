@@ -12,7 +12,7 @@ from typing import Any, Final
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
-from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError, TwinNotFound
+from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
 from twins.messages import (
     READ_ONLY,
     SHADOW_OPERATION,
@@ -39,6 +39,7 @@ from twins.payloads import (
     rejection,
     require_caller,
 )
+from twins.places import LastPlaces
 from twins.shadow import (
     Announcement,
     ShadowDocument,
@@ -79,7 +80,7 @@ class Shard:
         self.number = number
         self.count = count
         self._simulation = Simulation(number, count)
-        self._ticking = self._simulation.ticking
+        self.ticking = self._simulation.ticking
         self.fleets = self._simulation.fleets
         self.handover = self._simulation.handover
         self.tables: dict[str, NamedRows] = {}
@@ -97,6 +98,7 @@ class Shard:
         self.unregistered: dict[str, None] = {}
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
+        self.last_places = LastPlaces()
         # What ticks have brought about that devices should hear of; whoever orders the ticks takes it out.
         self.announcements: list[Publish] = []
         self._unpacked: dict[str, ShadowDocument] = {}
@@ -116,13 +118,14 @@ class Shard:
         known = self.last_outcomes.get(batch.source)
         if known is not None and batch.sequence <= known[0]:
             return known[1] if batch.sequence == known[0] else Outcome([], [])
-        if self._ticking.is_busy and any(each.operation not in READ_ONLY for each in batch.requests):
-            self._ticking.finish()
+        if self.ticking.is_busy and any(each.operation not in READ_ONLY for each in batch.requests):
+            self.ticking.finish()
         outcome = Outcome([], [])
         whole_s = int(now_s)
         self._now_s = now_s
-        for request in batch.requests:
-            self._serve(request, whole_s, outcome)
+        late = self.last_places.late(batch.requests, batch.places) if batch.places is not None else ()
+        for position, request in enumerate(batch.requests):
+            self._serve(request, whole_s, outcome, is_late=position in late)
         if batch.source:
             self.last_outcomes.pop(batch.source, None)
             self.last_outcomes[batch.source] = (batch.sequence, outcome)
@@ -138,9 +141,11 @@ class Shard:
         """
         return is_succeeded(source, self.last_outcomes)
 
-    def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
+    def _serve(self, request: Request, now_s: int, outcome: Outcome, *, is_late: bool) -> None:
         """Serve one request: the one place where request errors are caught."""
         try:
+            if is_late:
+                raise Overtaken
             if request.thing_name in self.unregistered:
                 require_caller(request)
             body = _HANDLERS[request.operation](self, request, now_s, outcome)
@@ -437,7 +442,7 @@ class Shard:
 
     def write_rows(self) -> None:
         """Bring the columns of real things up to date, in place: whoever reads columns calls this first."""
-        self._ticking.finish()
+        self.ticking.finish()
         # In an order of their own: a set's differs from process to process, and with it a snapshot's bytes.
         for thing_name in sorted(self._unwritten):
             self._write_row(thing_name)
@@ -486,7 +491,7 @@ class Shard:
 
     def delete_group(self, name: str) -> None:
         """Remove this shard's part of a simulated group, if it is there; things registered as its devices stay."""
-        self._ticking.finish()
+        self.ticking.finish()
         fleet = self.fleets.get(name)
         if fleet is None:
             return
@@ -508,26 +513,14 @@ class Shard:
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
         self.begin(order)
-        self._ticking.finish()
-        return self.take_summary(order.group) or TickSummary()
+        self.ticking.finish()
+        return self.ticking.take(order.group) or TickSummary()
 
     def begin(self, order: TickOrder) -> None:
-        """Take on an order of ticks, to be worked off by `advance`; ModelError, as `tick`."""
+        """Take on an order of ticks, which `ticking` works off; ModelError, as `tick`. Reading is fine meanwhile."""
         outcome = Outcome(self.announcements, [])
         for thing_name, delta in self._simulation.begin(order):
             self._publish_delta(thing_name, "", delta, outcome)
-
-    def advance(self) -> bool:
-        """Work off a piece of the ticks that have begun; tell whether there are more. Reading is fine in between."""
-        return self._ticking.advance()
-
-    def is_ticking(self, group: str) -> bool:
-        """Tell whether ticks of a group have begun and are not through."""
-        return self._ticking.is_at(group)
-
-    def take_summary(self, group: str) -> TickSummary | None:
-        """Return what has come of a group's ticks since this was asked last; None if there were none."""
-        return self._ticking.take(group)
 
     # Questions
 

@@ -61,6 +61,7 @@ def capture_shard(shard: Shard) -> list[Any]:
             shard.connectivity,
             shard.reports,
             list(shard.unregistered),
+            shard.last_places,
             shard.handover.takeovers,
             shard.handover.pins,
         )
@@ -88,6 +89,7 @@ def load_shard(data: bytes) -> Shard:
     shard.telemetry.take(head.telemetry)
     shard.connectivity, shard.reports = head.connectivity, head.reports
     shard.unregistered = dict.fromkeys(head.unregistered)
+    shard.last_places = head.places
     shard.handover.takeovers.update(head.takeovers)
     shard.handover.pins.update(head.pins)
     try:

@@ -13,6 +13,7 @@ import msgspec
 from twins.defender import Report
 from twins.handover import Pin, Takeover
 from twins.messages import Connectivity, GroupOrder, Outcome
+from twins.places import LastPlaces
 
 # Version 4 has the columns of block programs; what was written before the first release is not read any more.
 FORMAT_VERSION: Final = 4
@@ -57,6 +58,8 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
+    # A snapshot from before there were places has none, which is what it stands for.
+    places: LastPlaces = msgspec.field(default_factory=LastPlaces)
     takeovers: dict[str, Takeover] = {}
     pins: dict[str, Pin] = {}
 
