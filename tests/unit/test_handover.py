@@ -206,7 +206,7 @@ def test_what_was_not_taken_over_cannot_be_given_back(shard: Shard) -> None:
     done(shard, Operation.REGISTER, {"model": "thermostat"}, thing="lamp")
     for thing, status, text in (
         (THING, 400, "is simulated"),
-        ("lamp", 400, "nothing to give back"),
+        ("lamp", 400, "no simulated place"),
         ("nobody", 404, "No twin"),
     ):
         reply = ask(shard, Operation.GIVE_BACK, thing=thing)
@@ -421,7 +421,7 @@ def test_all_of_it_stands_in_a_snapshot(pinned: Shard) -> None:
 def begun(shard: Shard) -> None:
     shard.begin(TickOrder("homes", homes(shard).next_tick, 20))
     for _ in range(5):
-        assert shard.advance()
+        assert shard.ticking.advance()
 
 
 def outcome_in_mid_tick(shard: Shard, request: Request) -> Outcome:
@@ -433,16 +433,16 @@ def test_a_question_is_answered_in_the_middle_of_ticks(shard: Shard) -> None:
     run(shard)
     outcome = outcome_in_mid_tick(shard, Request(Operation.SHADOW_GET, THING))
     assert len(outcome.publishes) == 1
-    assert shard.is_ticking("homes")
-    assert not shard.is_ticking("offices")
-    while shard.advance():
+    assert shard.ticking.is_at("homes")
+    assert not shard.ticking.is_at("offices")
+    while shard.ticking.advance():
         pass
-    summary = shard.take_summary("homes")
+    summary = shard.ticking.take("homes")
     other = new_shard()
     run(other)
     assert run(other, 20) == summary
     assert other.digest_leaves() == shard.digest_leaves()
-    assert shard.take_summary("homes") is None
+    assert shard.ticking.take("homes") is None
 
 
 @pytest.mark.parametrize("what", ["request", "order", "snapshot", "columns", "digest", "deletion"])
@@ -463,16 +463,16 @@ def test_whatever_changes_or_shows_a_whole_shard_waits_for_whole_ticks(shard: Sh
     order = TickOrder("homes", 0, 20)
     shard.begin(order)
     for _ in range(5):
-        assert shard.advance()
+        assert shard.ticking.advance()
     other = new_shard()
     whole = other.tick(order)
     if what == "order":
         # It begins where the first one ends.
-        while shard.advance():
+        while shard.ticking.advance():
             pass
-        assert shard.take_summary("homes") == whole
+        assert shard.ticking.take("homes") == whole
     assert act(shard) == act(other)
     if what != "order":
-        assert shard.take_summary("homes") == whole
-    assert not shard.is_ticking("homes")
+        assert shard.ticking.take("homes") == whole
+    assert not shard.ticking.is_at("homes")
     assert dump_shard(shard) == dump_shard(other)
