@@ -186,9 +186,9 @@ class Field:
 
     `quantity` and `unit` follow SenML (RFC 8428) where it has a name. `decimals` is the resolution of a float
     field: values with no more decimals are kept exactly in a float32 column. `choices` are the values of a `choice`
-    field, stored as their position. `is_settable`: the device obeys a desired value of this field, `obey_after_s`
-    seconds after it has heard of it. `generator` says how the value moves from its `start` on. `is_windowed`: its twin
-    keeps statistics of a sliding window.
+    field, stored as their position. `is_settable`: the device obeys a desired value of this field, which is constant
+    but for that, `obey_after_s` seconds after it has heard of it. `generator` says how the value moves from its
+    `start` on. `is_windowed`: its twin keeps statistics of a sliding window.
     """
 
     name: str
