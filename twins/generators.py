@@ -427,15 +427,14 @@ def _probability(x: float) -> float:
 def _walk(writer: FieldWriter, item: Field, generator: RandomWalk) -> Operand:
     b = writer.builder
     share = writer.period_s / (generator.time_constant_s + writer.period_s)
-    toward = b.register(writer.number(generator.toward))
-    moved: Operand = b.emit(Op.FOLLOW, writer.old(item), toward, Shared.of(share))
+    moved = b.blend(b.register(writer.old(item)), writer.number(generator.toward), share)
     deviation = writer.number(generator.deviation)
     if isinstance(deviation, Shared) and deviation.fixed == 0:
         return moved
     # As much noise as keeps the standard deviation: of a process that keeps 1 - share of itself each time.
     noise = b.emit(Op.TRIANGLE, writer.stream(item.name))
     scale = _SQRT_6 * math.sqrt(share * (2 - share))
-    return b.add(moved, b.multiply(noise, b.multiply(deviation, Shared.of(scale))))
+    return b.add_scaled(moved, noise, b.multiply(deviation, Shared.of(scale)))
 
 
 def _swing(writer: FieldWriter, item: Field, generator: Sinusoid) -> Operand:
@@ -537,8 +536,8 @@ def toggled(
     """
     up, down = (Shared.of(0.0) if rate is None else b.maximum(rate, Shared.of(0.0)) for rate in rates)
     total = b.add(Shared.of(1.0), b.multiply(b.add(up, down), period))
-    rises = b.compare("<", b.multiply(share, total), b.multiply(up, period))
-    falls = b.compare("<", b.multiply(share, total), b.multiply(down, period))
+    rises = b.compare("<", share, b.divide(b.multiply(up, period), total))
+    falls = b.compare("<", share, b.divide(b.multiply(down, period), total))
     was = b.register(before)
     return b.emit(Op.MOR, b.emit(Op.MANDN, was, falls), b.emit(Op.MANDN, rises, was))
 
