@@ -216,6 +216,17 @@ class Field:
             )
 
     @property
+    def number_bounds(self) -> tuple[float, float]:
+        """Return between which numbers its values lie where they are numbers: false and true, positions of choices."""
+        if self.dtype == "bool":
+            return 0.0, 1.0
+        return (0.0, len(self.choices) - 1.0) if self.choices else (self.minimum, self.maximum)
+
+    def as_number(self, value: Any) -> float:
+        """Return a value of this field (a number, a truth value, a choice) as the number that stands for it."""
+        return float(self.choices.index(value) if self.choices else value)
+
+    @property
     def column_dtype(self) -> np.dtype[Any]:
         """Return the NumPy dtype of this field's column."""
         return np.dtype(DTYPES[self.dtype])

@@ -124,8 +124,9 @@ class SimulatedFleet:
             field = table.model.fields[table.model.position(name)]
             if not field.is_settable:
                 raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
+            low, high = field.number_bounds
+            if not low <= value <= high:
+                raise ModelError(f"{name} {value} is not between {low} and {high}")
         for name, value in order.desired.items():
             position = table.model.position(name)
             desired, desired_at = table.desired[position], table.desired_at[position]
