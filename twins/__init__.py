@@ -5,8 +5,8 @@ code serves live devices and replays a seeded simulation bit for bit.
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `clock` · `draws` · `sharding` · `topics` · `words` · `units` · `forms` · `expressions` · `model` ·
-`formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` · `defender` · `messages` ·
-`window` · `arena` · `program` · `interpreter` · `kernels` · `runners` · `table` · `generators` · `behavior` ·
-`simulated` · `columns` · `query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` ·
-`snapshot_head` · `snapshot`
+`formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` · `defender` ·
+`messages` · `places` · `window` · `arena` · `program` · `interpreter` · `kernels` · `runners` · `table` ·
+`generators` · `behavior` · `simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` · `columns` ·
+`query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` · `snapshot`
 """

@@ -12,6 +12,7 @@ import time
 import psutil
 
 from tests.bench.result import BenchResult
+from tests.bench.sim import plain_thermostat
 from twins.messages import Batch, Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.runners import prepare_compiled
@@ -73,7 +74,11 @@ def new_fleet(count: int) -> list[Shard]:
     shards = [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]
     group = Group(
         "bench",
+<<<<<<< HEAD
         model_named("thermostat"),
+=======
+        plain_thermostat(),
+>>>>>>> origin/main
         "b-{i:09d}",
         count,
         seed=1,

@@ -7,6 +7,7 @@ is a blocked NumPy loop, the other a loop that is compiled as one, which is abou
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.bench.result import BenchResult, alternate
 from twins import interpreter, program
 from twins.draws import INDEX_MULTIPLIER, draw_key, fill_draws
 from twins.messages import TickOrder
-from twins.model import Group
+from twins.model import DeviceModel, Group
 from twins.runners import prepare_compiled
 from twins.shard import Shard
 from twins.shipped import model_named
@@ -164,6 +165,13 @@ def permute(word: Any, key: Any) -> Any:
     return uint32(word ^ (word >> uint32(16)))
 
 
+def plain_thermostat() -> DeviceModel:
+    """Return the shipped thermostat without statistics of sliding windows, which the baselines do not keep either."""
+    model = model_named("thermostat")
+    fields = tuple(dataclasses.replace(field, is_windowed=False) for field in model.fields)
+    return dataclasses.replace(model, fields=fields)
+
+
 class TwinnedThermostats:
     """Thermostats with twins, in one shard; each reports every `period` ticks."""
 
@@ -172,7 +180,7 @@ class TwinnedThermostats:
         self.ticks = ticks
         self.group = Group(
             "bench",
-            model_named("thermostat"),
+            plain_thermostat(),
             "bench-{i:07d}",
             count,
             seed=1,
