@@ -153,15 +153,10 @@ class SimulatedFleet:
         for name, value in order.desired.items():
             field = model.fields[model.position(name)]
             if not field.is_settable:
-<<<<<<< HEAD
-                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
+                raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
             low, high = field.number_bounds
             if not low <= value <= high:
                 raise ModelError(f"{name} {value} is not between {low} and {high}")
-=======
-                raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
 
     def desire(self, order: TickOrder) -> bool:
         """Write an operator's wish into the desired column of every twin, in place; tell whether there was one.
@@ -172,7 +167,6 @@ class SimulatedFleet:
         self.check_desired(order)
         if not order.desired or order.first_tick < self.next_tick:
             return False
->>>>>>> origin/main
         for name, value in order.desired.items():
             position = table.model.position(name)
             desired, desired_at = table.desired[position], table.desired_at[position]

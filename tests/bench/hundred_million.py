@@ -18,7 +18,6 @@ from twins.model import Group
 from twins.runners import prepare_compiled
 from twins.shard import Shard
 from twins.sharding import shard_of
-from twins.shipped import model_named
 
 SHARD_COUNT = 16
 START_S = 1_767_225_600
@@ -74,11 +73,7 @@ def new_fleet(count: int) -> list[Shard]:
     shards = [Shard(number, SHARD_COUNT) for number in range(SHARD_COUNT)]
     group = Group(
         "bench",
-<<<<<<< HEAD
-        model_named("thermostat"),
-=======
         plain_thermostat(),
->>>>>>> origin/main
         "b-{i:09d}",
         count,
         seed=1,
