@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from twins.messages import Connectivity
 from twins.model import Field
 from twins.shadow import Stamp
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.table import EXISTS, NamedRows, TwinTable
 
@@ -38,6 +39,37 @@ def column_of_attribute(name: str) -> str:
     # Also what begins like a name that was changed, or two attributes could share a column.
     taken = name in FIXED_COLUMNS or name.startswith(("reported_", "desired_", "attribute_"))
     return f"attribute_{name}" if taken else name
+
+
+def select_twins(
+    tables: Sequence[NamedRows],
+    fleets: Sequence[SimulatedFleet],
+    wanted: Collection[str] | None,
+    *,
+    connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, QueryColumn]]:
+    """Yield the wanted columns (None: all) of each table of twins; see `select_rows`.
+
+    A shipped model without twins is there as a table without rows, so that its columns can be asked for at any time.
+    """
+    missing = dict.fromkeys(MODELS)
+    for table in tables:
+        if table.count:
+            missing.pop(table.model.name, None)
+            yield select_rows(table, wanted, connectivity=connectivity)
+    for fleet in fleets:
+        if fleet.table.count:
+            missing.pop(fleet.table.model.name, None)
+            yield select_rows(fleet, wanted, connectivity=connectivity, taken=taken)
+    for name in missing:
+        yield select_rows(_no_rows(name), wanted, connectivity={})
+
+
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
 
 
 def select_rows(

@@ -6,10 +6,9 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from typing import Any, Final
 
-from twins.columns import QueryColumn, select_rows
+from twins.columns import QueryColumn, select_twins
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
 from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
@@ -48,7 +47,7 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
-from twins.shipped import MODELS, model_named
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
@@ -546,32 +545,13 @@ class Shard:
         A model without twins is there as a table without rows, so that every column can be asked for at any time.
         """
         self.write_rows()
-        missing = dict.fromkeys(MODELS)
-        for table in self.tables.values():
-            if table.count:
-                missing.pop(table.model.name, None)
-                yield select_rows(table, wanted, connectivity=self.connectivity)
-        for fleet in self.fleets.values():
-            if fleet.table.count:
-                missing.pop(fleet.table.model.name, None)
-                yield select_rows(
-                    fleet,
-                    wanted,
-                    connectivity=self.connectivity,
-                    taken=self.handover.taken(),
-                )
-        for name in missing:
-            yield select_rows(_no_rows(name), wanted, connectivity={})
+        tables, fleets = list(self.tables.values()), list(self.fleets.values())
+        taken = self.handover.taken()
+        yield from select_twins(tables, fleets, wanted, connectivity=self.connectivity, taken=taken)
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""
         return self._simulation.digest_leaves()
-
-
-@cache
-def _no_rows(model: str) -> NamedRows:
-    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
-    return NamedRows(model_named(model))
 
 
 def _topic(request: Request) -> str:
