@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.model import Field
 from twins.overflow_columns import overflow_columns
 from twins.sharding import NamePattern
+from twins.simulated import SimulatedFleet
 from twins.table import EXISTS, NamedRows, TwinTable
 
 FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at", "firmware")
@@ -62,25 +63,48 @@ def select_rows(
     wanted: Collection[str] | None,
     *,
     connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, QueryColumn]:
     """Return the wanted columns (None: all) of every twin of a table, in the order of its rows; copies all of them.
 
     A wanted name in small letters stands for columns of any case. `connectivity` is of real things, by name; a
-    simulated one knows its own.
+    simulated one knows its own. `taken` are the attributes of real devices that have the places of simulated ones.
     """
+    guests = () if isinstance(source, NamedRows) else tuple(_guests(source, connectivity, taken))
     columns: dict[str, QueryColumn] = {}
-    makers = dict(_declared(source, connectivity))
+    makers = dict(_declared(source, connectivity, guests))
     # Real things' attributes are told apart only by looking at all of them.
     if wanted is None or not {name.lower() for name in makers}.issuperset(name.lower() for name in wanted):
-        makers |= _attributes(source)
+        makers |= _attributes(source, guests)
     for name, make in makers.items():
         if wanted is None or name in wanted or name.lower() in wanted:
             columns[name] = make()
     return columns
 
 
+@dataclass(frozen=True)
+class _Guest:
+    """A real device in the row of a simulated one."""
+
+    row: int
+    attributes: Mapping[str, str]
+    connectivity: Connectivity | None
+
+
+def _guests(
+    fleet: SimulatedFleet,
+    connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]],
+) -> Iterator[_Guest]:
+    for thing_name, attributes in taken.items():
+        index = fleet.table.pattern.index(thing_name)
+        row = None if index is None else fleet.table.row(index)
+        if row is not None:
+            yield _Guest(row, attributes, connectivity.get(thing_name))
+
+
 def _declared(
-    source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]
+    source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity], guests: Sequence[_Guest]
 ) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     table = source if isinstance(source, NamedRows) else source.table
     count = table.count
@@ -90,9 +114,9 @@ def _declared(
 
     yield "name", lambda: QueryColumn(_names(source))
     yield "model", constant(table.model.name)
-    yield "origin", constant("real" if isinstance(source, NamedRows) else "simulated")
+    yield "origin", constant("real") if isinstance(source, NamedRows) else lambda: _origin(count, guests)
     yield "version", lambda: QueryColumn(table.version[:count].copy())
-    yield "connected", lambda: _connected(source, connectivity)
+    yield "connected", lambda: _connected(source, connectivity, guests)
     yield (
         "updated_at",
         lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
@@ -137,12 +161,31 @@ def pattern_names(pattern: NamePattern, indices: NDArray[np.uint32]) -> NDArray[
     return texts.view(f"S{texts.shape[1]}").reshape(-1)
 
 
-def _connected(source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]) -> QueryColumn:
+def _origin(count: int, guests: Sequence[_Guest]) -> QueryColumn:
+    if not guests:
+        return QueryColumn(np.zeros(count, np.uint8), None, ("simulated",))
+    origins = np.zeros(count, np.uint8)
+    origins[[guest.row for guest in guests]] = 1
+    return QueryColumn(origins, None, ("simulated", "real"))
+
+
+def _connected(
+    source: NamedRows | SimulatedFleet,
+    connectivity: Mapping[str, Connectivity],
+    guests: Sequence[_Guest],
+) -> QueryColumn:
     if isinstance(source, NamedRows):
         known = [connectivity.get(name) for name in source.names]
         is_connected = np.array([each is not None and each.connected for each in known], np.bool_)
         return QueryColumn(is_connected, np.array([each is not None for each in known], np.bool_))
-    return QueryColumn(source.connected[: source.table.count].astype(np.bool_))
+    is_connected = source.connected[: source.table.count].astype(np.bool_)
+    if not guests:
+        return QueryColumn(is_connected)
+    is_known = np.ones(source.table.count, np.bool_)
+    for guest in guests:
+        is_known[guest.row] = guest.connectivity is not None
+        is_connected[guest.row] = guest.connectivity is not None and guest.connectivity.connected
+    return QueryColumn(is_connected, is_known)
 
 
 def _section(table: TwinTable, section: str) -> tuple[Sequence[Any], Sequence[Any], NDArray[np.uint16]]:
@@ -205,21 +248,25 @@ def _choice_column(table: TwinTable, section: str, field: Field, column: QueryCo
     return QueryColumn(values, is_valid, choices)
 
 
-def _attributes(source: NamedRows | SimulatedFleet) -> dict[str, Callable[[], QueryColumn]]:
+def _attributes(
+    source: NamedRows | SimulatedFleet, guests: Sequence[_Guest]
+) -> dict[str, Callable[[], QueryColumn]]:
     if isinstance(source, NamedRows):
         return {
             column_of_attribute(name): partial(_text_column, texts, source.count)
             for name, texts in sorted(_texts_by_attribute(source).items())
         }
-    return {
-        column_of_attribute(attribute.name): partial(
-            QueryColumn,
-            source.attributes[attribute.name][: source.table.count].copy(),
-            None,
-            attribute.values,
-        )
-        for attribute in source.group.attributes
-    }
+    makers: dict[str, Callable[[], QueryColumn]] = {}
+    own = {attribute.name: attribute for attribute in source.group.attributes}
+    for attribute in own.values():
+        positions = source.attributes[attribute.name][: source.table.count].copy()
+        column = QueryColumn(positions, None, attribute.values)
+        makers[column_of_attribute(attribute.name)] = partial(_with_guests, column, attribute.name, guests)
+    for name in sorted({name for guest in guests for name in guest.attributes} - own.keys()):
+        count = source.table.count
+        column = QueryColumn(np.zeros(count, np.uint8), np.zeros(count, np.bool_), ("",))
+        makers[column_of_attribute(name)] = partial(_with_guests, column, name, guests)
+    return makers
 
 
 def _texts_by_attribute(table: NamedRows) -> dict[str, dict[int, str]]:
@@ -239,3 +286,18 @@ def _text_column(texts: Mapping[int, str], count: int) -> QueryColumn:
     values[rows] = [positions.setdefault(text, len(positions)) for text in texts.values()]
     is_valid[rows] = True
     return QueryColumn(values, is_valid, tuple(positions) or ("",))
+
+
+def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> QueryColumn:
+    """Return a column of an attribute with what real devices in its rows were registered with."""
+    own = {guest.row: guest.attributes[name] for guest in guests if name in guest.attributes}
+    if not own:
+        return column
+    choices = (*column.choices, *sorted(set(own.values()) - set(column.choices)))
+    values = np.asarray(column.values).astype(np.uint32)
+    is_valid = None if column.is_valid is None else column.is_valid.copy()
+    for row, text in own.items():
+        values[row] = choices.index(text)
+        if is_valid is not None:
+            is_valid[row] = True
+    return QueryColumn(values, is_valid, choices)

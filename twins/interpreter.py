@@ -60,7 +60,7 @@ class Interpreter:
             self._masks = np.empty((program.mask_count, BLOCK_CELLS, CELL_ROWS), np.bool_)
         counts = [0] * len(program.count_names)
         lists: list[list[NDArray[np.int64]]] = [[] for _ in program.list_names]
-        job = _Job(*program.uniforms(moment), program.tables, arena, rows, counts, lists)
+        job = _Job(*program.shared(moment), program.tables, arena, rows, counts, lists)
         code = [(Op(row[0]), *row[1:]) for row in program.code.tolist()]
         with np.errstate(all="ignore"):
             for start in range(0, len(rows.cells), BLOCK_CELLS):
@@ -100,7 +100,7 @@ class _Block:
         self.f = words.view(np.float32)
         self.s = words.view(np.int32)
         self.m = masks
-        self.floats, self.uniform_words, self.tables = job.floats, job.words, job.tables
+        self.floats, self.shared_words, self.tables = job.floats, job.words, job.tables
         self.arena, self.rows = job.arena, job.rows
         self.counts, self.lists = job.counts, job.lists
         self.cells = cells
@@ -187,6 +187,11 @@ def _follow(b: _Block, d: int, x: int, toward: int, share: int, *_: int) -> None
     np.add(b.f[x], b.f[d], out=b.f[d])
 
 
+def _scaled(b: _Block, d: int, x: int, y: int, factor: int, *_: int) -> None:
+    np.multiply(b.f[y], b.floats[factor], out=b.f[d])
+    np.add(b.f[x], b.f[d], out=b.f[d])
+
+
 def _compare(function: Callable[..., Any], bank: str) -> _Handler:
     def handle(b: _Block, d: int, x: int, y: int, *_: int) -> None:
         values = getattr(b, bank)
@@ -195,9 +200,9 @@ def _compare(function: Callable[..., Any], bank: str) -> _Handler:
     return handle
 
 
-def _compare_k(function: Callable[..., Any], bank: str, uniforms: str) -> _Handler:
+def _compare_k(function: Callable[..., Any], bank: str, shared: str) -> _Handler:
     def handle(b: _Block, d: int, x: int, k: int, *_: int) -> None:
-        function(getattr(b, bank)[x], getattr(b, uniforms)[k], out=b.m[d])
+        function(getattr(b, bank)[x], getattr(b, shared)[k], out=b.m[d])
 
     return handle
 
@@ -222,7 +227,7 @@ def _words(function: Callable[..., Any]) -> _Handler:
 
 def _words_k(function: Callable[..., Any]) -> _Handler:
     def handle(b: _Block, d: int, x: int, k: int, *_: int) -> None:
-        function(b.w[x], b.uniform_words[k], out=b.w[d])
+        function(b.w[x], b.shared_words[k], out=b.w[d])
 
     return handle
 
@@ -232,7 +237,7 @@ def _fill(b: _Block, d: int, k: int, *_: int) -> None:
 
 
 def _fill_word(b: _Block, d: int, k: int, *_: int) -> None:
-    b.w[d][...] = b.uniform_words[k]
+    b.w[d][...] = b.shared_words[k]
 
 
 def _fill_mask(b: _Block, d: int, value: int, *_: int) -> None:
@@ -250,7 +255,7 @@ def _step(b: _Block, d: int, x: int, y: int, k: int, *_: int) -> None:
 
 def _draw(b: _Block, d: int, first: int, second: int, *_: int) -> None:
     spread = b.rows.cell_spread[b.cells][:, None] + _ROW_SPREAD
-    key = (b.uniform_words[first], b.uniform_words[second])
+    key = (b.shared_words[first], b.shared_words[second])
     fill_draws(spread, key, out=b.w[d], scratch=np.empty_like(spread))
 
 
@@ -330,7 +335,7 @@ def _store(whole: str, bank: str, *, is_masked: bool = False) -> _Handler:
 def _store_k(whole: str) -> _Handler:
     def handle(b: _Block, _d: int, place: int, k: int, mask: int, *_: int) -> None:
         target = getattr(b.arena, whole)
-        b.store(target, place, target.dtype.type(b.uniform_words[k]), b.m[mask])
+        b.store(target, place, target.dtype.type(b.shared_words[k]), b.m[mask])
 
     return handle
 
@@ -380,6 +385,7 @@ _HANDLERS: Final[Mapping[Op, _Handler]] = {
     Op.AFFINE: _affine,
     Op.CLIP: _clip,
     Op.FOLLOW: _follow,
+    Op.SCALED: _scaled,
     Op.FILL: _fill,
     Op.IFILL: _fill_word,
     Op.FLT: _compare(np.less, "f"),
@@ -390,8 +396,8 @@ _HANDLERS: Final[Mapping[Op, _Handler]] = {
     Op.FEQ_K: _compare_k(np.equal, "f", "floats"),
     Op.FGT_K: _compare_k(np.greater, "f", "floats"),
     Op.FGE_K: _compare_k(np.greater_equal, "f", "floats"),
-    Op.IEQ_K: _compare_k(np.equal, "w", "uniform_words"),
-    Op.ILT_K: _compare_k(np.less, "w", "uniform_words"),
+    Op.IEQ_K: _compare_k(np.equal, "w", "shared_words"),
+    Op.ILT_K: _compare_k(np.less, "w", "shared_words"),
     Op.ILT: _compare(np.less, "w"),
     Op.MAND: _masks(np.logical_and),
     Op.MOR: _masks(np.logical_or),

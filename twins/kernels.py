@@ -1,6 +1,6 @@
 """Block programs compiled (Numba): the bytes of `interpreter`, several times as fast. Optional, and compiled once.
 
-Every operation runs over a block that fits the first-level cache, in a loop that the compiler makes into vector
+Every operation runs over a block that fits the second-level cache, in a loop that the compiler makes into vector
 instructions; a result never overlaps an operand (`Builder.build` sees to that), without which it would not. No
 fast-math: floats are added in the order that stands here. Compiled code is kept beside this file.
 """
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from twins.arena import Arena
 from twins.draws import INDEX_MULTIPLIER
 from twins.interpreter import Effects, Rows
-from twins.program import CELL_ROWS, Moment, Op, Program
+from twins.program import CELL_ROWS, Builder, Moment, Op, Program
 
-# A dozen registers of 512 rows take 24 KiB of a 32 KiB first-level cache.
-BLOCK_CELLS: Final = 16
+# 4,096 rows: a dozen registers of them fit the second-level cache, and what an operation costs besides is little then.
+BLOCK_CELLS: Final = 128
 # Cells a call: lists have room for all rows of a call, and other threads wait no longer than one (some milliseconds).
 _CALL_CELLS: Final = 16_384
 _compiled = numba.njit(nogil=True, error_model="numpy")
@@ -46,7 +46,7 @@ class Kernels:
 
     def run(self, program: Program, moment: Moment, arena: Arena, rows: Rows) -> Effects:
         """Carry out a program for all rows whose turn it is, in place; as `Interpreter.run` does."""
-        floats, words = program.uniforms(moment)
+        floats, words = program.shared(moment)
         registers = np.empty((program.word_count, BLOCK_CELLS * CELL_ROWS), np.uint32)
         masks = np.empty((program.mask_count, BLOCK_CELLS * CELL_ROWS), np.uint8)
         counts = np.zeros(len(program.count_names), np.int64)
@@ -75,8 +75,17 @@ class Kernels:
         )
 
 
+def compile_now() -> None:
+    """Compile all operations, or read what was compiled before; the first run would do so too."""
+    arena = Arena({"any": np.dtype(np.uint32)}, CELL_ROWS)
+    builder = Builder(arena.place)
+    builder.count("rows", builder.emit(Op.ROWS))
+    rows = Rows(np.zeros(1, np.int64), np.zeros(1, np.uint32), CELL_ROWS)
+    Kernels().run(builder.build(), Moment(0, 0, 0), arena, rows)
+
+
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _execute(code: Any, uniforms: Any, registers: Any, columns: Any, rows: Any, effects: Any) -> None:
+def _execute(code: Any, shared: Any, registers: Any, columns: Any, rows: Any, effects: Any) -> None:
     """Carry out `code` block by block."""
     cells = rows[0]
     for start in range(0, len(cells), BLOCK_CELLS):
@@ -84,21 +93,21 @@ def _execute(code: Any, uniforms: Any, registers: Any, columns: Any, rows: Any, 
         for step in range(code.shape[0]):
             op, d, a, b, c = code[step]
             if op < Op.FLT:
-                _float_step((op, d, a, b, c), uniforms, registers, len(block) * CELL_ROWS)
+                _float_step((op, d, a, b, c), shared, registers, len(block) * CELL_ROWS)
             elif op < Op.IADD:
-                _mask_step((op, d, a, b, c), uniforms, registers, len(block) * CELL_ROWS)
+                _mask_step((op, d, a, b, c), shared, registers, len(block) * CELL_ROWS)
             elif op == Op.DRAW:
-                _draw(registers[0][d], block, rows[1], uniforms[1][a], uniforms[1][b])
+                _draw(registers[0][d], block, rows[1], shared[1][a], shared[1][b])
             elif op < Op.UNIT:
-                _word_step((op, d, a, b, c), uniforms, registers, len(block) * CELL_ROWS)
+                _word_step((op, d, a, b, c), shared, registers, len(block) * CELL_ROWS)
             elif op < Op.LD4:
-                _conversion_step((op, d, a, b, c), uniforms, registers, len(block) * CELL_ROWS)
+                _conversion_step((op, d, a, b, c), shared, registers, len(block) * CELL_ROWS)
             elif op < Op.ROWS:
                 _load_step((op, d, a, b), registers, columns, block)
             elif op == Op.ROWS:
                 _rows(registers[3][d], block, rows[2])
             elif op < Op.COUNT:
-                _store_step((op, a, b, c), uniforms, registers, columns, block)
+                _store_step((op, a, b, c), shared, registers, columns, block)
             elif op == Op.COUNT:
                 _count(registers[3][a], len(block) * CELL_ROWS, effects[0], b)
             else:
@@ -109,36 +118,40 @@ def _execute(code: Any, uniforms: Any, registers: Any, columns: Any, rows: Any, 
 
 
 @_compiled
-def _float_step(step, uniforms, registers, n):
+def _float_step(step, shared, registers, n):
     op, d, a, b, c = step
     floats = registers[1]
     out, x = floats[d][:n], floats[a][:n]
     if op <= Op.FMAX:
         _binary(op, out, x, floats[b][:n])
     elif op <= Op.FMAX_K:
-        _binary_k(op, out, x, uniforms[0][b])
+        _binary_k(op, out, x, shared[0][b])
     elif op == Op.FABS:
         for i in range(n):
             out[i] = abs(x[i])
     elif op == Op.AFFINE:
-        factor, summand = uniforms[0][b], uniforms[0][c]
+        factor, summand = shared[0][b], shared[0][c]
         for i in range(n):
             out[i] = x[i] * factor + summand
     elif op == Op.CLIP:
-        low, high = uniforms[0][b], uniforms[0][c]
+        low, high = shared[0][b], shared[0][c]
         for i in range(n):
             raised = x[i] if x[i] > low else low
             out[i] = raised if raised < high else high
     elif op == Op.FOLLOW:
-        y, share = floats[b][:n], uniforms[0][c]
+        y, share = floats[b][:n], shared[0][c]
         for i in range(n):
             out[i] = x[i] + (y[i] - x[i]) * share
+    elif op == Op.SCALED:
+        y, factor = floats[b][:n], shared[0][c]
+        for i in range(n):
+            out[i] = x[i] + y[i] * factor
     elif op == Op.FILL:
-        value = uniforms[0][a]
+        value = shared[0][a]
         for i in range(n):
             out[i] = value
     else:
-        words, word = registers[0][d][:n], uniforms[1][a]
+        words, word = registers[0][d][:n], shared[1][a]
         for i in range(n):
             words[i] = word
 
@@ -195,21 +208,23 @@ def _binary_k(op, out, x, k):
 
 
 @_compiled
-def _mask_step(step, uniforms, registers, n):
+def _mask_step(step, shared, registers, n):
     op, d, a, b, c = step
     words, floats, masks = registers[0], registers[1], registers[3]
     if op <= Op.FEQ:
         _compare(op, masks[d][:n], floats[a][:n], floats[b][:n])
     elif op <= Op.FGE_K:
-        _compare_k(op, masks[d][:n], floats[a][:n], uniforms[0][b])
+        _compare_k(op, masks[d][:n], floats[a][:n], shared[0][b])
     elif op <= Op.ILT:
-        _compare_words(op, masks[d][:n], words[a][:n], words[b if op == Op.ILT else 0][:n], uniforms[1], b)
+        _compare_words(op, masks[d][:n], words[a][:n], words[b if op == Op.ILT else 0][:n], shared[1], b)
     elif op <= Op.MFILL:
         _combine_masks(op, masks[d][:n], masks[a if op != Op.MFILL else 0][:n], masks[b][:n], a)
     elif op == Op.SELECT:
         out, mask, x, y = words[d][:n], masks[a][:n], words[b][:n], words[c][:n]
         for i in range(n):
-            out[i] = x[i] if mask[i] else y[i]
+            # Both are read before one is chosen: a loop with a branch is not made into vector instructions.
+            if_so, if_not = x[i], y[i]
+            out[i] = if_so if mask[i] else if_not
     else:
         numbers, mask = floats[d][:n], masks[a][:n]
         for i in range(n):
@@ -249,13 +264,13 @@ def _compare_k(op, out, x, k):
 
 
 @_compiled
-def _compare_words(op, out, x, y, uniform_words, b):
+def _compare_words(op, out, x, y, shared_words, b):
     if op == Op.IEQ_K:
-        k = uniform_words[b]
+        k = shared_words[b]
         for i in range(len(out)):
             out[i] = uint8(x[i] == k)
     elif op == Op.ILT_K:
-        k = uniform_words[b]
+        k = shared_words[b]
         for i in range(len(out)):
             out[i] = uint8(x[i] < k)
     else:
@@ -289,7 +304,7 @@ def _combine_masks(op, out, x, y, value):
 
 
 @_compiled
-def _word_step(step, uniforms, registers, n):
+def _word_step(step, shared, registers, n):
     op, d, a, b, c = step
     words = registers[0]
     out, x = words[d][:n], words[a][:n]
@@ -302,19 +317,19 @@ def _word_step(step, uniforms, registers, n):
         for i in range(n):
             out[i] = uint32(x[i] - y[i])
     elif op == Op.IADD_K:
-        k = uniforms[1][b]
+        k = shared[1][b]
         for i in range(n):
             out[i] = uint32(x[i] + k)
     elif op == Op.ISUB_K:
-        k = uniforms[1][b]
+        k = shared[1][b]
         for i in range(n):
             out[i] = uint32(x[i] - k)
     elif op == Op.IAND_K:
-        k = uniforms[1][b]
+        k = shared[1][b]
         for i in range(n):
             out[i] = x[i] & k
     else:
-        floats, bound = registers[1][b][:n], uniforms[0][c]
+        floats, bound = registers[1][b][:n], shared[0][c]
         for i in range(n):
             out[i] = uint32(x[i] + uint32(floats[i] >= bound))
 
@@ -337,14 +352,14 @@ def _draw(out, cells, cell_spread, first, second):
 
 
 @_compiled
-def _conversion_step(step, uniforms, registers, n):
+def _conversion_step(step, shared, registers, n):
     op, d, a, b, c = step
     words, floats, signed = registers[0], registers[1], registers[2]
     out, x = floats[d][:n], words[a][:n]
     if op <= Op.TRIANGLE:
         _of_draw(op, out, x, signed[d][:n])
     elif op == Op.LOOKUP:
-        table = uniforms[2][b:]
+        table = shared[2][b:]
         for i in range(n):
             out[i] = table[min(int64(x[i]), len(table) - 1)]
     elif op == Op.U2F:
@@ -381,7 +396,7 @@ def _of_draw(op, out, x, scratch):
             out[i] = float32(x[i] >> uint32(16)) * _PER_HALF
     else:
         for i in range(len(out)):
-            out[i] = float32(int32(x[i] & uint32(0xFFFF)) - int32(x[i] >> uint32(16))) * _PER_HALF
+            out[i] = float32(int32((x[i] & uint32(0xFFFF)) - (x[i] >> uint32(16)))) * _PER_HALF
 
 
 @_compiled
@@ -465,14 +480,16 @@ def _test(out, x, bits):
 
 @_compiled
 def _rows(out, cells, count):
+    for i in range(len(cells) * CELL_ROWS):
+        out[i] = uint8(1)
     for cell in range(len(cells)):
-        first = cells[cell] * CELL_ROWS
-        for i in range(CELL_ROWS):
-            out[cell * CELL_ROWS + i] = uint8(first + i < count)
+        # In the last cell of a fleet alone are rows that are no devices.
+        for i in range(max(count - cells[cell] * CELL_ROWS, 0), CELL_ROWS):
+            out[cell * CELL_ROWS + i] = uint8(0)
 
 
 @_compiled
-def _store_step(step, uniforms, registers, columns, cells):
+def _store_step(step, shared, registers, columns, cells):
     op, place, a, mask_number = step
     is_run = _is_run(cells)
     size = len(cells) * CELL_ROWS if is_run else CELL_ROWS
@@ -491,9 +508,9 @@ def _store_step(step, uniforms, registers, columns, cells):
         elif op == Op.STM_W:
             _store(columns[0][start:stop], masks[a][first:last], masks[mask_number][first:last])
         elif op == Op.ST4_KW:
-            _store_k(columns[2][start:stop], uniforms[1][a], masks[mask_number][first:last])
+            _store_k(columns[2][start:stop], shared[1][a], masks[mask_number][first:last])
         elif op == Op.ST2_KW:
-            _store_k(columns[1][start:stop], uint16(uniforms[1][a]), masks[mask_number][first:last])
+            _store_k(columns[1][start:stop], uint16(shared[1][a]), masks[mask_number][first:last])
         elif op == Op.INC4_W:
             _increment(columns[2][start:stop], masks[a][first:last])
         elif op == Op.INC2_W:
@@ -517,8 +534,8 @@ def _plain_store(op, columns, start, stop, words, masks, a, first, last):
 @_compiled
 def _store(out, x, mask):
     for i in range(len(out)):
-        present = out[i]
-        out[i] = x[i] if mask[i] else present
+        value, present = x[i], out[i]
+        out[i] = value if mask[i] else present
 
 
 @_compiled

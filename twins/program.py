@@ -5,7 +5,7 @@ between stays in the cache. `Builder` writes one; `interpreter` carries it out w
 `kernels` by compiled code that gives the same bytes.
 
 Registers hold one value a row. There are two banks: words (32 bits: a float32, or an unsigned integer) and masks (a
-truth value). What is the same for all devices of a fleet is no register but a uniform: a number that is computed once
+truth value). What is the same for all devices of a fleet is no register but shared: a number that is computed once
 a tick.
 """
 
@@ -45,6 +45,7 @@ class Op(IntEnum):
     AFFINE = auto()
     CLIP = auto()
     FOLLOW = auto()
+    SCALED = auto()
     FILL = auto()
     IFILL = auto()
     FLT = auto()
@@ -111,8 +112,8 @@ class Op(IntEnum):
     EMIT = auto()
 
 
-# What an operation gives ("w" a word, "m" a mask, "-" nothing), then what it takes: w and m registers, k a uniform
-# float, u a uniform word, i a number that stands in the code, o the place of a column.
+# What an operation gives ("w" a word, "m" a mask, "-" nothing), then what it takes: w and m registers, k a shared
+# float, u a shared word, i a number that stands in the code, o the place of a column.
 _SIGNATURES: Final[Mapping[Op, str]] = {
     **dict.fromkeys((Op.FADD, Op.FSUB, Op.FMUL, Op.FDIV, Op.FMIN, Op.FMAX), "www"),
     **dict.fromkeys((Op.FADD_K, Op.FSUB_K, Op.FMUL_K, Op.FDIV_K, Op.FMIN_K, Op.FMAX_K), "wwk"),
@@ -123,6 +124,8 @@ _SIGNATURES: Final[Mapping[Op, str]] = {
     Op.CLIP: "wwkk",
     # from a towards b by the share k: a + (b - a) * k
     Op.FOLLOW: "wwwk",
+    # a, and b times the factor k
+    Op.SCALED: "wwwk",
     Op.FILL: "wk",
     Op.IFILL: "wu",
     **dict.fromkeys((Op.FLT, Op.FLE, Op.FEQ), "mww"),
@@ -193,15 +196,15 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """A float that is the same for all devices: `fixed` for good, or computed for each moment."""
+class Shared:
+    """A float that all devices share: `fixed` for good, or computed for each moment."""
 
     compute: Callable[[Moment], np.float32]
     fixed: np.float32 | None = None
 
     @classmethod
-    def of(cls, value: float) -> Uniform:
-        """Return a uniform that never changes."""
+    def of(cls, value: float) -> Shared:
+        """Return a number that never changes."""
         number = np.float32(value)
         return cls(lambda _: number, number)
 
@@ -213,7 +216,7 @@ class Register:
     kind: Literal["float", "word", "mask"]
 
 
-Operand = Register | Uniform
+Operand = Register | Shared
 
 
 @dataclass
@@ -227,12 +230,12 @@ class _Step:
 class Program:
     """A program ready to run.
 
-    `code` is (steps, CODE_WIDTH) int64: operation, result, operands. `floats` and `words` are the uniforms' makers,
+    `code` is (steps, CODE_WIDTH) int64: operation, result, operands. `floats` and `words` make what is shared,
     `tables` the entries of all tables, one after another. The program needs `word_count` and `mask_count` registers.
     """
 
     code: NDArray[np.int64]
-    floats: tuple[Uniform, ...]
+    floats: tuple[Shared, ...]
     words: tuple[Callable[[Moment], int], ...]
     tables: NDArray[np.float32]
     word_count: int
@@ -240,9 +243,9 @@ class Program:
     count_names: tuple[str, ...]
     list_names: tuple[str, ...]
 
-    def uniforms(self, moment: Moment) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        """Return the uniform floats and words of a moment."""
-        floats = np.array([uniform.compute(moment) for uniform in self.floats], np.float32)
+    def shared(self, moment: Moment) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        """Return the shared floats and words of a moment."""
+        floats = np.array([shared.compute(moment) for shared in self.floats], np.float32)
         words = np.array([make(moment) & 0xFFFFFFFF for make in self.words], np.uint32)
         return floats, words
 
@@ -253,8 +256,8 @@ class Builder:
 
     place: Callable[[str], int]
     _steps: list[_Step] = field(default_factory=list)
-    _floats: dict[int, Uniform] = field(default_factory=dict)
-    _fixed: dict[bytes, Uniform] = field(default_factory=dict)
+    _floats: dict[int, Shared] = field(default_factory=dict)
+    _fixed: dict[bytes, Shared] = field(default_factory=dict)
     _words: list[Callable[[Moment], int]] = field(default_factory=list)
     _tables: list[float] = field(default_factory=list)
     _table_of: dict[tuple[float, ...], int] = field(default_factory=dict)
@@ -263,9 +266,11 @@ class Builder:
 
     # Operations as they stand in `Op`
 
-    def emit(self, op: Op, *operands: Any) -> Register:
-        """Add an operation that gives a value, and return it; a uniform float stands for itself."""
-        result = Register("mask" if _SIGNATURES[op][0] == "m" else _KINDS.get(op, "float"))
+    def emit(self, op: Op, *operands: Any, kind: Literal["float", "word"] | None = None) -> Register:
+        """Add an operation that gives a value, and return it; `kind` says what its bits are where that is left open."""
+        if op is Op.SELECT:
+            kind = operands[1].kind
+        result = Register("mask" if _SIGNATURES[op][0] == "m" else kind or _KINDS.get(op, "float"))
         self._steps.append(_Step(op, result, operands))
         return result
 
@@ -295,7 +300,7 @@ class Builder:
             self._tables.extend(key)
         return self.emit(Op.LOOKUP, position, self._table_of[key])
 
-    # Arithmetic on floats, whatever is uniform
+    # Arithmetic on floats, shared ones or registers
 
     def register(self, value: Operand) -> Register:
         """Return a value as a register."""
@@ -315,8 +320,8 @@ class Builder:
 
     def divide(self, a: Operand, b: Operand) -> Operand:
         """Return a / b; by 0 it is 0, so that no infinity comes into a column."""
-        zero = Uniform.of(0.0)
-        if isinstance(b, Uniform):
+        zero = Shared.of(0.0)
+        if isinstance(b, Shared):
             return self._arithmetic(Op.FDIV, a, b)
         is_zero = self.emit(Op.FEQ_K, b, zero)
         quotient = self.emit(Op.FDIV, self.register(a), b)
@@ -332,24 +337,38 @@ class Builder:
 
     def absolute(self, a: Operand) -> Operand:
         """Return |a|."""
-        if isinstance(a, Uniform):
-            return _uniform(np.abs, a)
+        if isinstance(a, Shared):
+            return _of_shared(np.abs, a)
         return self.emit(Op.FABS, a)
 
     def affine(self, a: Operand, factor: float, summand: float) -> Operand:
         """Return a * factor + summand."""
-        if isinstance(a, Uniform):
-            return self.add(self.multiply(a, Uniform.of(factor)), Uniform.of(summand))
-        return self.emit(Op.AFFINE, a, Uniform.of(factor), Uniform.of(summand))
+        if isinstance(a, Shared):
+            return self.add(self.multiply(a, Shared.of(factor)), Shared.of(summand))
+        return self.emit(Op.AFFINE, a, Shared.of(factor), Shared.of(summand))
 
     def _arithmetic(self, op: Op, a: Operand, b: Operand, *, is_symmetric: bool = False) -> Operand:
-        if isinstance(a, Uniform) and isinstance(b, Uniform):
-            return _uniform(_FUNCTIONS[op], a, b)
-        if isinstance(a, Uniform) and is_symmetric:
+        if isinstance(a, Shared) and isinstance(b, Shared):
+            return _of_shared(_FUNCTIONS[op], a, b)
+        if isinstance(a, Shared) and is_symmetric:
             a, b = b, a
-        if isinstance(b, Uniform) and isinstance(a, Register):
-            return self.emit(_WITH_UNIFORM[op], a, b)
+        if isinstance(b, Shared) and isinstance(a, Register):
+            return self.emit(_WITH_SHARED[op], a, b)
         return self.emit(op, self.register(a), self.register(b))
+
+    def add_scaled(self, a: Operand, b: Operand, factor: Operand) -> Operand:
+        """Return a + b * factor."""
+        if isinstance(a, Register) and isinstance(b, Register) and isinstance(factor, Shared):
+            return self.emit(Op.SCALED, a, b, factor)
+        return self.add(a, self.multiply(b, factor))
+
+    def blend(self, a: Register, b: Operand, share: float) -> Register:
+        """Return a moved towards b by a share of the distance."""
+        if isinstance(b, Shared):
+            return self.emit(
+                Op.AFFINE, a, Shared.of(1.0 - share), _of_shared(np.multiply, b, Shared.of(share))
+            )
+        return self.emit(Op.FOLLOW, a, b, Shared.of(share))
 
     # Decisions
 
@@ -357,12 +376,12 @@ class Builder:
         """Return where `a operation b` holds, for < <= > >= == != on floats."""
         if operation == "!=":
             return self.emit(Op.MNOT, self.compare("==", a, b))
-        if isinstance(a, Uniform):
-            if isinstance(b, Uniform):
+        if isinstance(a, Shared):
+            if isinstance(b, Shared):
                 a = self.register(a)
             else:
                 return self.compare(_MIRRORED[operation], b, a)
-        if isinstance(b, Uniform):
+        if isinstance(b, Shared):
             return self.emit(_COMPARED[operation], a, b)
         if operation in (">", ">="):
             return self.compare(_MIRRORED[operation], b, a)
@@ -376,7 +395,19 @@ class Builder:
 
     def draw(self, key: Callable[[Moment], tuple[int, int]]) -> Register:
         """Return a word a device, drawn under the two keys of the moment."""
-        return self.emit(Op.DRAW, lambda moment: int(key(moment)[0]), lambda moment: int(key(moment)[1]))
+        # Both words come from one computation, which is the dearest of a tick of few devices.
+        known: dict[int, tuple[int, int]] = {}
+
+        def word(number: int) -> Callable[[Moment], int]:
+            def make(moment: Moment) -> int:
+                if moment.tick not in known:
+                    known.clear()
+                    known[moment.tick] = key(moment)
+                return known[moment.tick][number]
+
+            return make
+
+        return self.emit(Op.DRAW, word(0), word(1))
 
     # The program
 
@@ -447,26 +478,26 @@ class Builder:
             return len(self._words) - 1
         return self.place(operand) if letter == "o" else int(operand)
 
-    def _float(self, uniform: Uniform) -> int:
-        if uniform.fixed is not None:
-            uniform = self._fixed.setdefault(uniform.fixed.tobytes(), uniform)
-        self._floats.setdefault(id(uniform), uniform)
-        return list(self._floats).index(id(uniform))
+    def _float(self, shared: Shared) -> int:
+        if shared.fixed is not None:
+            shared = self._fixed.setdefault(shared.fixed.tobytes(), shared)
+        self._floats.setdefault(id(shared), shared)
+        return list(self._floats).index(id(shared))
 
 
 def _always(word: int) -> Callable[[Moment], int]:
     return lambda _: word
 
 
-def _uniform(function: Callable[..., Any], *operands: Uniform) -> Uniform:
-    """Return a function of uniforms, as a uniform: computed in single precision, as a register's would be."""
+def _of_shared(function: Callable[..., Any], *operands: Shared) -> Shared:
+    """Return a function of shared numbers, as another: computed in single precision, as a register's would be."""
 
     def compute(moment: Moment) -> np.float32:
         return np.float32(function(*(operand.compute(moment) for operand in operands)))
 
     if all(operand.fixed is not None for operand in operands):
-        return Uniform.of(float(np.float32(function(*(operand.fixed for operand in operands)))))
-    return Uniform(compute)
+        return Shared.of(float(np.float32(function(*(operand.fixed for operand in operands)))))
+    return Shared(compute)
 
 
 def _divide(a: np.float32, b: np.float32) -> np.float32:
@@ -501,7 +532,7 @@ _FUNCTIONS: Final[Mapping[Op, Callable[..., Any]]] = {
     Op.FMIN: np.minimum,
     Op.FMAX: np.maximum,
 }
-_WITH_UNIFORM: Final[Mapping[Op, Op]] = {
+_WITH_SHARED: Final[Mapping[Op, Op]] = {
     Op.FADD: Op.FADD_K,
     Op.FSUB: Op.FSUB_K,
     Op.FMUL: Op.FMUL_K,

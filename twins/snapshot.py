@@ -13,14 +13,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from twins.behavior import SimulatedFleet
 from twins.errors import ModelError, SnapshotError, SnapshotVersion
 from twins.messages import GroupOrder
-from twins.model import model_named
 from twins.shard import Shard
+from twins.shipped import model_named
+from twins.simulated import SimulatedFleet
 from twins.snapshot_head import (
     FORMAT_VERSION,
-    FORMATS_READ,
     FleetPart,
     Head,
     TablePart,
@@ -40,6 +39,11 @@ _ALIGNMENT: Final = 64
 
 def dump_shard(shard: Shard) -> bytes:
     """Return the shard's whole state; the shard goes on as before."""
+    return seal(capture_shard(shard))
+
+
+def capture_shard(shard: Shard) -> list[Any]:
+    """Return copies of all that a shard is, to be made a snapshot by `seal`: this is the quick part of it."""
     shard.write_rows()
     streams: list[Any] = []
     tables = [_table_part(table, streams) for table in shard.tables.values()]
@@ -57,11 +61,18 @@ def dump_shard(shard: Shard) -> bytes:
             shard.connectivity,
             shard.reports,
             list(shard.unregistered),
+            shard.last_places,
+            shard.handover.takeovers,
+            shard.handover.pins,
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
     padding = bytes(-(_first_stream(0) + len(head)) % _ALIGNMENT)
-    parts = [front, head, padding, *streams]
+    return [front, head, padding, *streams]
+
+
+def seal(parts: list[Any]) -> bytes:
+    """Return the snapshot that `capture_shard` has begun; the shard is not needed, and may be in use."""
     checksum = hashlib.sha256()
     for part in parts:
         checksum.update(part)
@@ -78,6 +89,9 @@ def load_shard(data: bytes) -> Shard:
     shard.telemetry.take(head.telemetry)
     shard.connectivity, shard.reports = head.connectivity, head.reports
     shard.unregistered = dict.fromkeys(head.unregistered)
+    shard.last_places = head.places
+    shard.handover.takeovers.update(head.takeovers)
+    shard.handover.pins.update(head.pins)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))
@@ -104,14 +118,14 @@ def _open(data: bytes) -> tuple[Head, Iterator[memoryview]]:
     if hashlib.sha256(body).digest() != data[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
         raise SnapshotError("the snapshot is damaged: its checksum does not match")
     version = int.from_bytes(body[:_VERSION_BYTES], "little")
-    if version not in FORMATS_READ:
+    if version != FORMAT_VERSION:
         age = "a newer" if version > FORMAT_VERSION else "an older"
         raise SnapshotVersion(
-            f"the snapshot is of {age} version: its format is {version}, this one reads up to {FORMAT_VERSION}"
+            f"the snapshot is of {age} version: its format is {version}, this one reads {FORMAT_VERSION}"
         )
     head_start = _VERSION_BYTES + _LENGTH_BYTES
     head_bytes = int.from_bytes(body[_VERSION_BYTES:head_start], "little")
-    head = decode_head(body[head_start : head_start + head_bytes], version)
+    head = decode_head(body[head_start : head_start + head_bytes])
     first = _first_stream(head_bytes)
     return head, _streams(memoryview(data)[first + -first % _ALIGNMENT :], [*head.tables, *head.fleets])
 
@@ -168,17 +182,6 @@ def _load_table(part: TablePart, stream: memoryview) -> NamedRows:
     return table
 
 
-def _fleet_columns(fleet: SimulatedFleet) -> dict[str, Column]:
-    """Return every column of a fleet, rows that only fill its last cell included."""
-    columns = {f"twin.{name}": column for name, column in fleet.table.columns.items()}
-    columns.update({f"device.{name}": column for name, column in fleet.state.items()})
-    columns.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
-    for field, window in fleet.windows.items():
-        columns.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
-    columns["connected"] = fleet.connected
-    return columns
-
-
 def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
     return FleetPart(
         GroupOrder.of(fleet.group),
@@ -186,15 +189,18 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         fleet.has_desired,
         {field: window.number for field, window in fleet.windows.items()},
         fleet.table.overflow.packed(),
-        _write_stream(_fleet_columns(fleet), streams),
+        _write_stream(fleet.arena.columns, streams),
+        fleet.held,
     )
 
 
 def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedFleet:
     fleet = SimulatedFleet(part.order.group(), shard.number, shard_count=shard.count)
-    _read_stream(stream, _fleet_columns(fleet), count=fleet.table.capacity, model=part.order.model)
+    _read_stream(stream, fleet.arena.columns, count=fleet.table.capacity, model=part.order.model_name)
     fleet.next_tick, fleet.has_desired = part.next_tick, part.has_desired
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number
     fleet.table.overflow.take(part.overflow)
+    for row, bits in part.held.items():
+        fleet.hold(row, bits)
     return fleet

@@ -30,6 +30,7 @@ from tests.bench.result import BenchResult
 from tests.bench.running import platform
 from twins.messages import TickOrder
 from twins.model import Attribute, Group
+from twins.shipped import model_named
 
 TWIN_COUNT = 1_000_000
 ROUNDS = 40
@@ -71,7 +72,9 @@ class Asker:
 async def _live(twin_count: int, endpoints: Endpoints) -> pa.Table:
     """Let simulated twins live until each that is online has reported; return the rows that the questions read."""
     fleet = await connect(endpoints)
-    group = Group("bench", "thermostat", "bench-{i:08d}", twin_count, 1, 1_767_225_600, attributes=(SITES,))
+    group = Group(
+        "bench", model_named("thermostat"), "bench-{i:08d}", twin_count, 1, 1_767_225_600, attributes=(SITES,)
+    )
     await fleet.create_group(group)
     for tick in range(12):
         await fleet.tick([TickOrder("bench", tick, 1)])

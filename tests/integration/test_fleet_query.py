@@ -11,10 +11,11 @@ from actors.registry.records import ThingDescription
 from tests.integration.running_gateway import Gateway, assert_problem
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Attribute, Group
+from twins.shipped import model_named
 
 HOMES = Group(
     "homes",
-    "thermostat",
+    model_named("thermostat"),
     "home-{i:04d}",
     600,
     1,

@@ -11,20 +11,24 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.asking import update
-from twins.behavior import CELL_ROWS, SimulatedFleet, daily_wave
 from twins.errors import ModelError
+from twins.generators import wave
 from twins.messages import TickOrder, TickSummary
-from twins.model import THERMOSTAT, Attribute, Group
+from twins.model import Attribute, Group
+from twins.program import CELL_ROWS
 from twins.shard import Shard
+from twins.shipped import model_named
+from twins.simulated import SimulatedFleet
 
 START_S = 1_700_000_000
 PERIOD = 10
+THERMOSTAT = model_named("thermostat")
 SET_POINT = THERMOSTAT.positions["set_point"]
 
 
 def shard_of_homes(count: int, **more: Any) -> Shard:
     shard = Shard(0, 1)
-    shard.create_group(Group("homes", "thermostat", "home-{i}", count, 3, **{"start_s": START_S, **more}))
+    shard.create_group(Group("homes", THERMOSTAT, "home-{i}", count, 3, **{"start_s": START_S, **more}))
     return shard
 
 
@@ -45,12 +49,12 @@ def versions(shard: Shard) -> NDArray[np.uint32]:
     "time_s", [*range(0, 86400, 997), 21600, 43200, 64800, 86399, START_S, START_S * 2 + 0.5]
 )
 def test_the_daily_wave_is_a_sine(time_s: float) -> None:
-    assert abs(daily_wave(time_s) - math.sin(2 * math.pi * (time_s % 86400) / 86400)) < 1e-8
+    assert abs(wave(time_s, 86400, 21600) - math.sin(2 * math.pi * (time_s % 86400) / 86400)) < 1e-8
 
 
-def test_the_daily_wave_peaks_in_the_morning() -> None:
-    assert daily_wave(6 * 3600) == pytest.approx(1, abs=1e-8)
-    assert daily_wave(18 * 3600) == pytest.approx(-1, abs=1e-8)
+def test_a_wave_is_highest_at_its_peak() -> None:
+    assert wave(7 * 3600, 86400, 7 * 3600) == pytest.approx(1, abs=1e-8)
+    assert wave(19 * 3600, 86400, 7 * 3600) == pytest.approx(-1, abs=1e-8)
 
 
 @pytest.mark.parametrize("tick_s", [1, 60])
@@ -109,7 +113,7 @@ def test_rows_that_only_fill_a_cell_are_never_counted(count: int, shard_count: i
     total = TickSummary()
     for shard in shards:
         shard.create_group(
-            Group("homes", "thermostat", "home-{i}", count, 3, START_S, report_every_ticks=period)
+            Group("homes", THERMOSTAT, "home-{i}", count, 3, START_S, report_every_ticks=period)
         )
         total += shard.tick(TickOrder("homes", 0, 3 * period, {"set_point": 33.0}))
     assert total.device_ticks == 3 * period * count

@@ -15,7 +15,7 @@ from twins.draws import draws, fill_draws, spread_indices
 from twins.errors import InvariantError
 from twins.interpreter import Effects, Interpreter, Rows
 from twins.kernels import Kernels
-from twins.program import CELL_ROWS, Builder, Moment, Op, Register, Uniform
+from twins.program import CELL_ROWS, Builder, Moment, Op, Register, Shared
 
 CELL_COUNT = 1200
 COUNT = CELL_COUNT * CELL_ROWS - 7
@@ -48,7 +48,7 @@ EDGES = np.array(
     ],
     np.float32,
 )
-K, L = Uniform.of(0.75), Uniform.of(20.5)
+K, L = Shared.of(0.75), Shared.of(20.5)
 
 
 def filled() -> Arena:
@@ -148,6 +148,7 @@ CASES: dict[Op, Callable[[Builder], None]] = {
     Op.AFFINE: _word(Op.AFFINE, "x", K, L),
     Op.CLIP: _word(Op.CLIP, "x", K, L),
     Op.FOLLOW: _word(Op.FOLLOW, "x", "y", K),
+    Op.SCALED: _word(Op.SCALED, "x", "y", K),
     Op.FILL: _word(Op.FILL, L),
     Op.IFILL: _word(Op.IFILL, lambda moment: moment.time_s),
     **{op: _mask(op, "x", "y") for op in (Op.FLT, Op.FLE, Op.FEQ)},
@@ -264,18 +265,18 @@ def test_what_nobody_needs_is_left_out_and_registers_are_used_again() -> None:
     assert program.word_count == 2
 
 
-def test_uniforms_are_computed_once_and_those_that_never_change_before() -> None:
+def test_shared_numbers_are_computed_once_and_those_that_never_change_before() -> None:
     builder = Builder(filled().place)
-    waves = [Uniform(lambda moment: np.float32(math.sqrt(moment.tick))) for _ in range(2)]
+    waves = [Shared(lambda moment: np.float32(math.sqrt(moment.tick))) for _ in range(2)]
     total = builder.multiply(
-        builder.add(waves[0], Uniform.of(2)), builder.subtract(Uniform.of(5), Uniform.of(1))
+        builder.add(waves[0], Shared.of(2)), builder.subtract(Shared.of(5), Shared.of(1))
     )
-    assert isinstance(total, Uniform)
+    assert isinstance(total, Shared)
     assert total.fixed is None
     assert total.compute(Moment(9, 0, 0)) == 20
     builder.do(Op.ST4, "out", builder.add(builder.emit(Op.LD4, "x"), total))
     program = builder.build()
-    floats, _ = program.uniforms(Moment(9, 0, 0))
+    floats, _ = program.shared(Moment(9, 0, 0))
     assert floats.tolist() == [20]
 
 
@@ -287,7 +288,7 @@ def test_division_by_nothing_is_nothing() -> None:
     by_zero = arena.columns["y"] == 0
     assert by_zero.any()
     assert not arena.columns["out"][by_zero].any()
-    assert Builder(arena.place).divide(K, Uniform.of(0)).compute(MOMENT) == 0  # type: ignore[union-attr]
+    assert Builder(arena.place).divide(K, Shared.of(0)).compute(MOMENT) == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("operation", ["<", "<=", ">", ">=", "==", "!="])
