@@ -19,9 +19,9 @@ import msgspec
 
 from actors.settings import DataDirectory
 from tests.chaos.auditing import FULL, SHORT, Size
-from tests.chaos.faults import FAULTS
+from tests.chaos.plans import FAULTS, PLANS, faults_of
 from tests.chaos.stage import stage_in
-from tests.chaos.trial import PLANS, Trial, TrialResult, line_of
+from tests.chaos.trial import Trial, TrialResult, line_of
 
 RESULT: Final = Path(__file__).with_name("RESULT.json")
 # The histories of the last run, and the platform's logs beside those of trials that failed.
@@ -63,7 +63,7 @@ def run_all(plans: Sequence[str], seeds: Sequence[int], size: Size) -> Iterator[
         stage_in(Path(directory)) as stage,
     ):
         for seed, plan in itertools.product(seeds, plans):
-            if not any(FAULTS[name].is_possible(stage) for name in PLANS[plan]):
+            if not faults_of(plan, stage, is_full=size.is_full):
                 print(f"{plan}: left out, because this machine does not allow it")
                 continue
             place = HISTORIES / f"{plan}-{seed}".replace(" ", "-")

@@ -7,9 +7,10 @@ import random
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 import psutil
 
@@ -25,12 +26,24 @@ _CLOCK_JUMP_S: Final = 3600.0
 _FILL_BYTES: Final = 1 << 20
 
 
+class Load(Protocol):
+    """The auditor, as faults see it: `directory` is where histories are that are judged with its own."""
+
+    directory: Path
+
+    def thing_names(self) -> list[str]:
+        """Return the things that it drives."""
+        ...
+
+
 @dataclass
 class Fault(ABC):
     """One kind of fault on one part.
 
     `lasts_s` is how long it lasts in a short trial and in one of full size. `redelivers`: after it the broker may hand
     requests out again that were carried out. `ends_platform`: `twinfleet up` ends, and is started again to mend it.
+    `is_survived`: every thing is served again while it lasts, so the time without service counts from the blow on.
+    `stands_in_for` is a fault in whose place this one is in short trials, where the machine does not allow that.
     """
 
     part: str
@@ -38,6 +51,10 @@ class Fault(ABC):
     redelivers: bool = False
     ends_platform: bool = False
     is_kill: bool = False
+    is_survived: bool = False
+    stands_in_for: str = ""
+    # The names of histories that are written while it strikes.
+    histories: Sequence[str] = ()
 
     @property
     @abstractmethod
@@ -47,6 +64,9 @@ class Fault(ABC):
     def is_possible(self, stage: Stage) -> bool:
         """Tell whether this machine allows it."""
         return True
+
+    def prepare(self, stage: Stage, load: Load) -> None:  # noqa: B027 - most faults need nothing
+        """Bring about what it is to strike; TrialFailed if that is not possible."""
 
     @abstractmethod
     def strike(self, stage: Stage, draws: random.Random) -> None:
@@ -60,6 +80,14 @@ class Fault(ABC):
     @abstractmethod
     def mend(self, stage: Stage) -> None:
         """End it, if it has not ended by itself."""
+
+    def is_over(self, stage: Stage) -> bool:
+        """Tell whether the platform is what it was when this was prepared, as far as the fault knows more of it."""
+        return True
+
+    def clear(self, stage: Stage) -> str:
+        """Take back what was prepared, whatever came of it; return what should not have been, '' if nothing."""
+        return ""
 
 
 @dataclass
@@ -205,27 +233,3 @@ class ClockJump(Fault):
 
     def mend(self, stage: Stage) -> None:
         (stage.seams / "clock").unlink()
-
-
-# How long things last: in a short trial as long as it takes to be noticed, at full size as long as operators fear. Who
-# stands still for ten seconds is replaced.
-_ALL: Final = (
-    Kill("shard actor"),
-    Kill("bridge", redelivers=True),
-    Kill("gateway"),
-    Kill("store"),
-    Kill("broker", redelivers=True),
-    Kill("supervisor", redelivers=True, ends_platform=True),
-    Kill("gcs"),
-    Kill("raylet", redelivers=True),
-    Pause("shard actor", lasts_s=(4.0, 20.0)),
-    Pause("bridge", lasts_s=(2.0, 20.0), redelivers=True),
-    Pause("store", lasts_s=(2.0, 20.0)),
-    Pause("broker", lasts_s=(2.0, 20.0), redelivers=True),
-    Down("store", lasts_s=(2.0, 30.0)),
-    Down("broker", lasts_s=(2.0, 30.0), redelivers=True),
-    DiskFull(lasts_s=(2.0, 10.0)),
-    SlowDisk(lasts_s=(2.0, 10.0)),
-    ClockJump(lasts_s=(1.0, 5.0)),
-)
-FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}

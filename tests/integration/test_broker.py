@@ -298,7 +298,9 @@ def test_a_reload_is_nobodys_failed_handshake(site: Site) -> None:
     for _ in range(3):
         site.broker.reload()
     # The end of a connection may be told after the reload.
-    assert wait_until(lambda: "app.probe" in site.log()[before:].rpartition("Reloading")[2], timeout_s=DEADLINE_S)
+    assert wait_until(
+        lambda: "app.probe" in site.log()[before:].rpartition("Reloading")[2], timeout_s=DEADLINE_S
+    )
     events = [parse_line(line) for line in site.log()[before:].splitlines()]
     assert sum(isinstance(event, ConfigurationReloaded) for event in events) == 3
     assert not [event for event in events if isinstance(event, HandshakeFailed)]
