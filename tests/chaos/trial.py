@@ -14,7 +14,7 @@ import msgspec
 from scenarios.history import Fault as FaultEvent
 from tests.chaos.auditing import Auditor, Size
 from tests.chaos.faults import Fault
-from tests.chaos.plans import faults_of
+from tests.chaos.plans import STORM, faults_of
 from tests.chaos.stage import Stage, TrialFailed
 
 # A platform that does not serve every thing again by then does not come back by itself.
@@ -95,7 +95,8 @@ class Trial:
             yield from [fault] * (1 if self._duration_s(fault) else self._size.blows)
 
     def _duration_s(self, fault: Fault) -> float:
-        return fault.lasts_s[self._size.is_full]
+        """Return how long a fault is to last; in a storm not longer than it takes to be noticed: many meet there."""
+        return fault.lasts_s[self._size.is_full and self._plan != STORM]
 
     def _strike_prepared(self, fault: Fault) -> float:
         try:
