@@ -29,8 +29,8 @@ _ALL: Final = (
     DiskFull(lasts_s=(2.0, 10.0)),
     SlowDisk(lasts_s=(2.0, 10.0)),
     ClockJump(lasts_s=(1.0, 5.0)),
-    Partition(lasts_s=(0.0, 30.0)),
-    StoreCutOff(lasts_s=(0.0, 30.0)),
+    Partition(lasts_s=(4.0, 30.0)),
+    StoreCutOff(lasts_s=(4.0, 30.0)),
 )
 FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}
 # All faults, in an order that the seed draws: what comes of one meets the next.
