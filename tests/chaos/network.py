@@ -71,14 +71,18 @@ def own_network() -> Iterator[Network | None]:
 
 def _made(stack: contextlib.ExitStack) -> Network | None:
     outer = _opened(stack)
+    try:
+        _leave_for_new()
+    except PermissionError:
+        return None
+    # The first is for the node only: this thread stays in the second.
     stack.callback(_enter, outer)
     try:
-        # The first is for the node only: this thread stays in the second.
-        _leave_for_new()
         node = _opened(stack)
         _leave_for_new()
         return Network(node)
     except (PermissionError, subprocess.CalledProcessError):
+        # A machine that allows networks and no cables between them.
         _enter(outer)
         return None
 
