@@ -18,8 +18,9 @@ from tests.chaos.stage import Stage, send
 
 # A crash that follows the last one as soon as this does not let a part become useful.
 _KILL_AGAIN_EVERY_S: Final = 0.1
-# An fsync of a failing disk takes a tenth of a second and more; in between the store works for a moment.
-_SLOW_WRITE_S: Final = 0.1
+# An fsync of a failing disk takes a tenth of a second, and now and then longer than a journal waits for its answer (2 s):
+# then it is unknown for a while what was kept. In between the store works for a moment.
+_SLOW_WRITES_S: Final = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 3.0)
 _FAST_S: Final = 0.01
 # A clock that was wrong by more than the life of any lease or signature, either way.
 _CLOCK_JUMP_S: Final = 3600.0
@@ -193,23 +194,28 @@ class DiskFull(Fault):
 
 @dataclass
 class SlowDisk(Fault):
-    """The store stands still most of the time, as one that waits for its disk at every write does."""
+    """The store stands still most of the time, as one that waits for its disk at every write does.
+
+    It is stopped and goes on (SIGSTOP, SIGCONT): the disk is the machine's, and others need it.
+    """
 
     part: str = "disk"
+    _draws: random.Random = field(default_factory=random.Random)
 
     @property
     def name(self) -> str:
         return "slow disk"
 
     def strike(self, stage: Stage, draws: random.Random) -> None:
-        """Leave it to `last`."""
+        """Leave it to `last`, which draws how long each write takes."""
+        self._draws = draws
 
     def last(self, stage: Stage, duration_s: float) -> int:
         (store,) = stage.processes("store")
         until_s = time.monotonic() + duration_s
         while time.monotonic() < until_s:
             send(store, signal.SIGSTOP)
-            time.sleep(_SLOW_WRITE_S)
+            time.sleep(self._draws.choice(_SLOW_WRITES_S))
             send(store, signal.SIGCONT)
             time.sleep(_FAST_S)
         return 0

@@ -3,11 +3,15 @@
 Both sides live on. `Partition` cuts everything: Ray, store and all else, silently, both ways; it needs a network of
 our own (`network`). `StoreCutOff` cuts the node from the store only (`relay`), and is possible everywhere. It is no
 complete partition, because Ray's many connections can't be led through relays, and for that the harder trial: all
-others still reach the node and ask it, and only its lease keeps it from answering.
+others still reach the node and ask it, and only its lease keeps it from answering. `PauseNode` stops every process of
+the node (SIGSTOP), to others a partition like any other; but it wakes up where it stood, with questions in its hands
+that were asked when it served: a zombie. (A single shard actor that is paused for long does not live to be one: its
+supervisor kills it first.)
 
-What must hold in both: the head gives the node's shards to its own actors, which serve them while the node is cut off;
-the node's actors answer nothing that was asked when their lease was over, not even to somebody beside them (`insider`);
-when it is over, what they had sent comes too late, and the node joins again and has its share; then it leaves in peace.
+What must hold in all of them: the head gives the node's shards to its own actors, which serve them while the node is
+cut off; the node's actors answer nothing that was asked when their lease was over, not even to somebody beside them
+(`insider`); when it is over, what they had sent comes too late, and the node joins again and has its share; then it
+leaves in peace.
 """
 
 from __future__ import annotations
@@ -25,13 +29,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import psutil
+
 from actors.errors import WorldError
 from actors.processes import wait_until
 from actors.shard_keeper import LEASE_S
 from scenarios.history import Answered, Event, Outcome, Sent, read_history
 from tests.chaos.faults import Fault, Load
 from tests.chaos.network import HEAD_ADDRESS
-from tests.chaos.stage import NODE, Stage, TrialFailed
+from tests.chaos.stage import NODE, Stage, TrialFailed, send
 from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import STOP_TIMEOUT_S
 from twins.sharding import shard_of
@@ -188,6 +194,34 @@ class StoreCutOff(CutOff):
     def _signal(self, number: signal.Signals) -> None:
         assert self._relay is not None, "the node has joined through it"
         self._relay.send_signal(number)
+
+
+@dataclass
+class PauseNode(CutOff):
+    """All processes of the node stand still, and go on when its shards are served by others."""
+
+    # In no short storm: one way to cut a node off is enough there.
+    stands_in_for: str = "node without store"
+    histories: Sequence[str] = ("insider-pause-node.jsonl",)
+
+    @property
+    def name(self) -> str:
+        return "pause node"
+
+    def _join(self, stage: Stage) -> RunningNode:
+        return stage.join()
+
+    def _cut(self, stage: Stage) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def _heal(self, stage: Stage) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._node is not None, "it has joined"
+        starter = psutil.Process(self._node.process.pid)
+        for process in (starter, *starter.children(recursive=True)):
+            send(process, number)
 
 
 def answers_while_cut_off(history: Path, cut_s: float, healed_s: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tests.chaos.faults import ClockJump, DiskFull, Down, Fault, Kill, Pause, SlowDisk
-from tests.chaos.partition import Partition, StoreCutOff
+from tests.chaos.partition import Partition, PauseNode, StoreCutOff
 from tests.chaos.stage import Stage
 
 # How long things last: in a short trial as long as it takes to be noticed, at full size as long as operators fear. Who
@@ -27,10 +27,11 @@ _ALL: Final = (
     Down("store", lasts_s=(2.0, 30.0)),
     Down("broker", lasts_s=(2.0, 30.0), redelivers=True),
     DiskFull(lasts_s=(2.0, 10.0)),
-    SlowDisk(lasts_s=(2.0, 10.0)),
+    SlowDisk(lasts_s=(2.0, 20.0)),
     ClockJump(lasts_s=(1.0, 5.0)),
     Partition(lasts_s=(4.0, 30.0)),
     StoreCutOff(lasts_s=(4.0, 30.0)),
+    PauseNode(lasts_s=(4.0, 30.0)),
 )
 FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}
 # All faults, in an order that the seed draws: what comes of one meets the next.
