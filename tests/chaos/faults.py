@@ -18,8 +18,8 @@ from tests.chaos.stage import Stage, send
 
 # A crash that follows the last one as soon as this does not let a part become useful.
 _KILL_AGAIN_EVERY_S: Final = 0.1
-# An fsync of a failing disk takes a tenth of a second, and now and then longer than a journal waits for its answer (2 s):
-# then it is unknown for a while what was kept. In between the store works for a moment.
+# An fsync of a failing disk takes a tenth of a second, and now and then longer than a journal waits for its answer
+# (2 s): then it is unknown for a while what was kept. In between the store works for a moment.
 _SLOW_WRITES_S: Final = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 3.0)
 _FAST_S: Final = 0.01
 # A clock that was wrong by more than the life of any lease or signature, either way.
