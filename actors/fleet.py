@@ -18,6 +18,7 @@ from twins.columns import QueryColumn
 from twins.errors import request_error
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
+from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
 from twins.shard import Shard, combine_digest
 from twins.sharding import shard_of
 from twins.topics import matches
@@ -235,6 +236,8 @@ class LocalFleet:
         # First all are asked, so that none has made its part when another one refuses.
         for shard in self._shards:
             shard.check_group(group)
+        if group.count >= COMPILED_FROM_COUNT:
+            prepare_compiled()
         for shard in self._shards:
             shard.create_group(group)
         self._groups[group.name] = group

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ from twins.messages import (
     TickSummary,
     encode,
 )
+from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
+from twins.shard import Shard
 from twins.sharding import shard_of
 
 _LOG: Final = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class ShardHost:
         self._lease_clock_s = lease_clock_s
         self._keeper: ShardKeeper | None = None
         self._request_count = self._tick_count = 0
+        self._is_preparing = False
 
     def open(self, encoded: bytes) -> None:
         """Take over the shards that the settings name: fence their former host, then read their past."""
@@ -251,6 +254,7 @@ class ShardHost:
             # Shards without devices of the group have nothing to compute again, and need no marker.
             holders = [number for number, shard in keeper.shards(shards).items() if shard.has_work(order)]
             keeper.keep([(number, Ticked(order)) for number in holders])
+            self._prepare_for(keeper.shards(holders).values(), order.group)
             total = TickSummary()
             for number in holders:
                 with keeper.timed(number) as shard:
@@ -259,6 +263,13 @@ class ShardHost:
             summaries.append(total)
         keeper.snapshot_where_due()
         return encode(summaries)
+
+    def _prepare_for(self, shards: Iterable[Shard], group: str) -> None:
+        """Have compiled code made ready beside the work where a fleet is large; NumPy goes on until it is."""
+        is_large = any(shard.fleets[group].group.count >= COMPILED_FROM_COUNT for shard in shards)
+        if is_large and not self._is_preparing:
+            self._is_preparing = True
+            threading.Thread(target=prepare_compiled, name="compile", daemon=True).start()
 
     # Questions
 

@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from twins.behavior import ROOM_TIME_CONSTANT_S
 from twins.model import DeviceModel
 from twins.topics import shadow_prefix
 
@@ -20,6 +19,8 @@ from twins.topics import shadow_prefix
 REPLY_TIMEOUT_S: Final = 30.0
 # Below mosquitto's default window of 20 messages in flight: gmqtt raises where the broker's window is exceeded.
 PENDING_MAX: Final = 15
+# A room settles within half an hour.
+_ROOM_TIME_CONSTANT_S: Final = 1800.0
 _FIRST_VALUES: Final[Mapping[str, Any]] = {
     "temperature": 20.0,
     "humidity": 45.0,
@@ -208,7 +209,7 @@ class DeviceBrain:
             return
         uptime_s = int((now_s - self._started_s) * self._speed)
         elapsed_s = uptime_s - self.values["uptime"]
-        share = elapsed_s / (ROOM_TIME_CONSTANT_S + elapsed_s)
+        share = elapsed_s / (_ROOM_TIME_CONSTANT_S + elapsed_s)
         temperature = self.values["temperature"]
         temperature += (self.values["set_point"] - temperature) * share
         self.values.update(temperature=round(temperature, 2), uptime=uptime_s)

@@ -5,6 +5,7 @@ code serves live devices and replays a seeded simulation bit for bit.
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `clock` · `draws` · `sharding` · `topics` · `expressions` · `model` · `shadow` · `packed` · `cbor` ·
-`defender` · `messages` · `window` · `table` · `behavior` · `columns` · `query_terms` · `query_grammar` · `query` ·
-`query_columns` · `description` · `shard` · `snapshot_head` · `snapshot`
+`defender` · `messages` · `window` · `arena` · `program` · `interpreter` · `kernels` · `runners` · `table` ·
+`generators` · `behavior` · `simulated` · `columns` · `query_terms` · `query_grammar` · `query` · `query_columns` ·
+`description` · `shard` · `snapshot_head` · `snapshot`
 """

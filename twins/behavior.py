@@ -1,495 +1,268 @@
-"""How simulated devices behave, many at once: they advance, connect, obey what is desired, and report to their twins.
+"""What the devices of a fleet do when it is their turn, as a block program: connect, measure, obey, and report.
 
-A fleet is worked through in cells of `CELL_ROWS` rows; all devices of a cell report at the same tick, and the cells
-of a fleet are spread evenly over its reporting period. A device that is not due costs nothing: its state advances by
-the whole period when it reports. All draws come from (seed, stream, tick, device), all arithmetic is IEEE 754 single
-precision without library functions, so the same seed gives the same bytes everywhere.
+A device measures once a period. It reports what it measures if it is connected, to a twin that stamps what it hears;
+what it was desired to be it takes over first. Devices that are `held` are somebody else's: they stand still.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from twins.draws import INDEX_MULTIPLIER, draw_key, draws, fill_draws
-from twins.errors import InvariantError, ModelError
-from twins.messages import TickOrder, TickSummary
-from twins.model import Attribute, Group, model_named
-from twins.sharding import BLOCK_SIZE
-from twins.table import EXISTS, Column, PatternRows
-from twins.window import BUCKET_S, summarise
+from twins.expressions import constant_of, names_of, parse_formula
+from twins.generators import REPORTED, FieldWriter, formulas_of, kind_of, state_layout, toggled
+from twins.model import Counter, Decay, DeviceModel, Field
+from twins.program import Builder, Op, Operand, Program, Register, Shared
+from twins.table import EXISTS
 
-# A power of two, so that a cell never crosses a block; 32 rows of a 4-byte column are two cache lines.
-CELL_ROWS: Final = 32
-# 16,384 rows at a time: the columns and temporaries of a chunk together fit a 1 MiB second-level cache.
-CHUNK_CELLS: Final = 512
-
-# A room settles within half an hour; the day swings it by 1.5 K, and noise by 0.3 K (standard deviation).
-ROOM_TIME_CONSTANT_S: Final = 1800.0
-_DAY_SWING_K: Final = 1.5
-_TEMPERATURE_NOISE_K: Final = 0.3
-# The warmest hour of the day is 16 h, ten hours after the wave's own maximum.
-_DAY_LAG_S: Final = 10 * 3600
-_HUMIDITY_MEAN: Final = 45.0
-_HUMIDITY_TIME_CONSTANT_S: Final = 3600.0
-_HUMIDITY_NOISE: Final = 4.0
-# Two alkaline cells last about two years.
-_BATTERY_PER_S: Final = 100.0 / (2 * 365 * 86400)
-# Online for six hours at a stretch, offline for five minutes: 1.4 % of the fleet is offline at any time.
-_ONLINE_S: Final = 6 * 3600.0
-_OFFLINE_S: Final = 300.0
-# A triangular distribution on (-1, 1) has standard deviation 1/sqrt(6), a uniform one 1/sqrt(3).
-_SQRT_6: Final = math.sqrt(6.0)
-_SQRT_3: Final = math.sqrt(3.0)
-_16_BIT: Final = np.float32(1 / 65536)
-_LOW_HALF: Final = np.uint32(0xFFFF)
-_HALF_SHIFT: Final = np.uint32(16)
+# Counts that a program keeps: devices whose report is due, those whose report arrived, and those that were offline.
+DUE: Final = "due"
+ARRIVED: Final = "arrived"
+OFFLINE: Final = "offline"
+DIFFERING: Final = "differing"
+_LOADS: Final[Mapping[str, tuple[Op, Op | None]]] = {
+    "float32": (Op.LD4, None),
+    "float16": (Op.LD2, Op.H2F),
+    "uint32": (Op.LD4, None),
+    "uint16": (Op.LD2, Op.U2F),
+    "uint8": (Op.LD1, Op.U2F),
+    "int32": (Op.LD4, Op.I2F),
+    "int16": (Op.LD2S, Op.I2F),
+    "int8": (Op.LD1S, Op.I2F),
+    "bool": (Op.LDM, None),
+    "choice": (Op.LD1, None),
+}
+_STORES: Final[Mapping[int, Op]] = {1: Op.ST1_W, 2: Op.ST2_W, 4: Op.ST4_W}
 
 
-def daily_wave(time_s: float) -> float:
-    """Return the sine of the time of day, -1 (at 18 h UTC) to 1 (at 6 h), from additions and products alone.
+def connection_rates(model: DeviceModel) -> tuple[str, str] | None:
+    """Return the formulas of mean seconds online and offline, or None for a device that is always online."""
+    link = model.connectivity
+    return None if constant_of(parse_formula(link.online_s)) == 0 else (link.online_s, link.offline_s)
 
-    A library's sine may differ in its last bit between machines; this series (error below 1e-9) does not.
+
+def device_layout(model: DeviceModel) -> dict[str, np.dtype[Any]]:
+    """Return the columns of devices that have no place in their twins.
+
+    `device.FIELD` is a field's own value, `sent.FIELD` what was last reported of it, `sent_at` when (uint32 seconds),
+    `has_reported` whether anything was when the device last measured.
     """
-    turn = time_s / 86400.0 % 1.0
-    sign = 1.0 if turn < 0.5 else -1.0
-    x = turn % 0.5 * 2.0 * math.pi
-    x = x if x <= math.pi / 2 else math.pi - x
-    square = x * x
-    series = 1.0 - square / 156.0
-    for denominator in (110.0, 72.0, 42.0, 20.0, 6.0):
-        series = 1.0 - square / denominator * series
-    return sign * x * series
+    layout = {f"device.{name}": dtype for name, dtype in state_layout(model).items()}
+    if _asks_for_reports(model):
+        layout["has_reported"] = np.dtype(np.uint8)
+    for name, _ in model.reporting.dead_bands:
+        item = model.fields[model.position(name)]
+        layout[f"sent.{name}"] = np.dtype(np.uint8 if kind_of(item) in ("mask", "choice") else np.float32)
+    if model.reporting.dead_bands:
+        layout["sent_at"] = np.dtype(np.uint32)
+    return layout
 
 
-class Scratch:
-    """Temporaries of one chunk, used again and again: `floats` and `words`, each (CHUNK_CELLS, CELL_ROWS)."""
-
-    def __init__(self) -> None:
-        shape = (CHUNK_CELLS, CELL_ROWS)
-        self.floats = [np.empty(shape, np.float32) for _ in range(3)]
-        self.words = [np.empty(shape, np.uint32) for _ in range(3)]
-
-
-class Chunk:
-    """Some cells of a fleet that are due together: `cells` is a slice or an array of cell numbers."""
-
-    def __init__(self, cells: slice | NDArray[np.intp], cell_count: int) -> None:
-        self.cells = cells
-        self.cell_count = cell_count
-
-    def take(self, column: Column) -> Column:
-        """Return the chunk of a column as (cells, CELL_ROWS): a view where the cells are consecutive, else a copy."""
-        return column.reshape(-1, CELL_ROWS)[self.cells]
-
-    def put(self, column: Column, values: Any) -> None:
-        """Write values over the chunk of a column, in place."""
-        column.reshape(-1, CELL_ROWS)[self.cells] = values
-
-    def rows(self, positions: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the rows of positions counted within the chunk."""
-        if isinstance(self.cells, slice):
-            consecutive: NDArray[np.intp] = positions + self.cells.start * CELL_ROWS
-            return consecutive
-        rows: NDArray[np.intp] = self.cells[positions // CELL_ROWS] * CELL_ROWS + positions % CELL_ROWS
-        return rows
+def _asks_for_reports(model: DeviceModel) -> bool:
+    for item in model.fields:
+        generator = item.generator
+        if isinstance(generator, Counter | Decay) and constant_of(parse_formula(generator.per_report)) != 0:
+            return True
+        if any(REPORTED in names_of(parse_formula(text)) for text in formulas_of(item)):
+            return True
+    return False
 
 
-class SimulatedFleet:
-    """The devices of one group that live in one shard, and their twins.
+def write_turn(turn: Turn) -> Program:
+    """Return the program of one turn of the devices of a fleet."""
+    return _TurnWriter(turn).program()
 
-    `table` holds the twins; `state` the devices' own columns; `attributes` one column of value positions each;
-    `connected` (bool as uint8) what the platform sees of the connection; `windows` the telemetry statistics.
+
+@dataclass(frozen=True)
+class Turn:
+    """What a program is to be written for: `builder` knows the columns, `period_s` lies between two turns.
+
+    `obeys` says that anything may be desired of the devices, `is_held` that some may be somebody else's (a column
+    `held` says which).
     """
 
-    def __init__(self, group: Group, shard: int, *, shard_count: int) -> None:
-        self.group = group
-        self.next_tick = 0
-        blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
-        self.table = PatternRows(
-            model_named(group.model),
-            group.pattern,
-            fleet_count=group.count,
-            blocks=blocks,
-            row_multiple=CELL_ROWS,
-        )
-        cells = np.arange(BLOCK_SIZE // CELL_ROWS, dtype=np.uint32)
-        numbers = (blocks[:, None] * np.uint32(BLOCK_SIZE // CELL_ROWS) + cells).reshape(-1)
-        self._cell_numbers = numbers[: self.table.capacity // CELL_ROWS]
-        self._cell_spread = self._cell_numbers * np.uint32(CELL_ROWS) * np.uint32(INDEX_MULTIPLIER)
-        self._row_spread = np.arange(CELL_ROWS, dtype=np.uint32) * np.uint32(INDEX_MULTIPLIER)
-        self._due: dict[int, NDArray[np.intp]] = {}
-        self.has_desired = False
-        behavior = _BEHAVIORS.get(self.table.model.behavior)
-        if behavior is None:
-            raise InvariantError(f"model {group.model!r} names a behavior that does not exist")
-        self.behavior = behavior
-        rows = self.table.capacity
-        self.state = {name: np.zeros(rows, dtype) for name, dtype in behavior.state_layout.items()}
-        self.connected = np.zeros(rows, np.uint8)
-        self.windows = {name: _WindowColumns(rows) for name in behavior.windowed}
-        self.attributes = {attribute.name: self._draw_attribute(attribute) for attribute in group.attributes}
-        behavior.start(self, self._start_draw)
-        self.connected[self.table.count :] = 0
+    model: DeviceModel
+    group: str
+    seed: int
+    period_s: int
+    builder: Builder
+    obeys: bool
+    is_held: bool
 
-    def _start_draw(self, stream: str) -> NDArray[np.float32]:
-        """Return one uniform number in [0, 1) for each row, the same whatever the number of shards."""
-        indices = np.zeros(self.table.capacity, np.uint32)
-        indices[: self.table.count] = self.table.indices
-        words = draws(self.group.seed, f"{self.group.name}/start/{stream}", 0, indices=indices)
-        return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
-    def _draw_attribute(self, attribute: Attribute) -> NDArray[np.uint8]:
-        weights = attribute.weights or (1.0,) * len(attribute.values)
-        total = math.fsum(weights)
-        bounds = np.array([math.fsum(weights[: i + 1]) / total for i in range(len(weights) - 1)], np.float32)
-        found = np.searchsorted(bounds, self._start_draw(f"attribute/{attribute.name}"), side="right")
-        return found.astype(np.uint8)
-
-    def run(self, order: TickOrder, scratch: Scratch) -> TickSummary:
-        """Run the ordered ticks, in place, and return what happened; ticks that have been run are not run again.
-
-        ModelError, with nothing changed, if the order desires what the model cannot be told.
-        """
-        if order.desired and order.first_tick >= self.next_tick:
-            self._desire(order)
-        summary = TickSummary()
-        for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
-            summary = summary.then(self._run_tick(tick, scratch))
-            self.next_tick = tick + 1
-        delta_count = self.table.delta_count() if self.has_desired or self.table.overflow else 0
-        connected_count = int(np.count_nonzero(self.connected))
-        return summary.then(TickSummary(connected_count=connected_count, delta_count=delta_count))
-
-    def _desire(self, order: TickOrder) -> None:
-        """Write an operator's wish into the desired column of every twin, in place."""
-        table, now_s = self.table, self.time_s(order.first_tick)
-        for name, value in order.desired.items():
-            field = table.model.fields[table.model.position(name)]
-            if not field.is_settable:
-                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
-        for name, value in order.desired.items():
-            position = table.model.position(name)
-            desired, desired_at = table.desired[position], table.desired_at[position]
-            if desired is None or desired_at is None:
-                raise InvariantError(f"field {name!r} is settable and has no desired column")
-            desired[: table.count] = value
-            desired_at[: table.count] = now_s
-            table.desired_valid[: table.count] |= np.uint16(1 << position)
-            for row in list(table.overflow):
-                table.supersede(row, "desired", name)
-        table.version[: table.count] += np.uint32(1)
-        table.changed_at[: table.count] = now_s
-        table.reported_valid[: table.count] |= np.uint16(EXISTS)
-        self.has_desired = True
-
-    def memory_bytes(self) -> int:
-        """Return the bytes of everything that is kept for each device: its twin, itself, windows and attributes."""
-        columns = [*self.state.values(), *self.attributes.values(), self.connected]
-        for window in self.windows.values():
-            columns.extend(window.columns.values())
-        return self.table.memory_bytes() + sum(column.nbytes for column in columns)
-
-    def time_s(self, tick: int) -> int:
-        """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
-        return self.group.start_s + tick * self.group.tick_s
-
-    def _run_tick(self, tick: int, scratch: Scratch) -> TickSummary:
-        due_count = connected_count = 0
-        for window in self.windows.values():
-            window.roll(self.time_s(tick) // BUCKET_S)
-        for chunk in self._due_chunks(tick):
-            online = self.behavior.advance(self, chunk, tick, scratch=scratch)
-            connected_count += int(np.count_nonzero(online))
-            due_count += chunk.cell_count * CELL_ROWS
-            if self._holds_last_cell(chunk):
-                due_count -= self.table.capacity - self.table.count
-        if self.table.overflow:
-            rows = [row for row in self.table.overflow if self._is_due(row, tick) and self.connected[row]]
-            self.behavior.obey_kept(self, rows)
-            for row in rows:
-                self.table.supersede_reported(row)
-        return TickSummary(
-            device_ticks=self.table.count,
-            reports_due=due_count,
-            reports_arrived=connected_count,
-            reports_offline=due_count - connected_count,
+class _TurnWriter:
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.model = turn.model
+        self.builder = turn.builder
+        b = self.builder
+        self.rows = b.emit(Op.ROWS)
+        self.live = b.emit(Op.MANDN, self.rows, b.emit(Op.LDM, "held")) if turn.is_held else self.rows
+        self.asks_for_reports = _asks_for_reports(turn.model)
+        has_reported = b.emit(Op.LDM, "has_reported") if self.asks_for_reports else b.emit(Op.MFILL, 0)
+        # The connection may depend on fields as they were, so it needs a writer before it is known.
+        self.fields = FieldWriter(
+            b, turn.model, turn.seed, turn.group, turn.period_s, b.emit(Op.LDM, "connected"), has_reported
         )
 
-    def _is_due(self, row: int, tick: int) -> bool:
-        period = self.group.report_every_ticks
-        return int(self._cell_numbers[row // CELL_ROWS]) % period == tick % period
+    def program(self) -> Program:
+        """Return the whole turn."""
+        b = self.builder
+        online = self._connect()
+        self.fields.is_online = online
+        self.fields.advance()
+        if self.turn.obeys:
+            for item in self.model.fields:
+                if item.is_settable:
+                    self._obey(item, online)
+        wants = self._wants_to_report()
+        reports = b.emit(Op.MAND, wants, online)
+        self.fields.store_states(self.live if self.turn.is_held else None)
+        if self.asks_for_reports:
+            b.do(Op.STM_W, "has_reported", reports, self.live)
+        for name, _ in self.model.reporting.dead_bands:
+            self._remember_sent(name, reports)
+        self._apply(reports)
+        b.count(DUE, wants)
+        b.count(ARRIVED, reports)
+        b.count(OFFLINE, b.emit(Op.MANDN, wants, online))
+        return b.build()
 
-    def _holds_last_cell(self, chunk: Chunk) -> bool:
-        last = self.table.capacity // CELL_ROWS - 1
-        stop = chunk.cells.stop - 1 if isinstance(chunk.cells, slice) else int(chunk.cells[-1])
-        return bool(stop == last)
+    def _connect(self) -> Register:
+        """Let connections drop and come back; return who of the live ones is online now."""
+        rates = connection_rates(self.model)
+        if rates is None:
+            return self.live
+        b = self.builder
+        online_s, offline_s = (b.maximum(self.fields.number(text), Shared.of(1e-3)) for text in rates)
+        one = Shared.of(1.0)
+        share = b.emit(Op.UNIT, self.fields.stream("connected"))
+        ends = (b.divide(one, offline_s), b.divide(one, online_s))
+        now = toggled(b, self.fields.is_online, share, ends, Shared.of(self.turn.period_s))
+        b.do(Op.STM_W, "connected", now, self.live)
+        return b.emit(Op.MAND, now, self.live)
 
-    def _due_chunks(self, tick: int) -> Iterator[Chunk]:
-        cell_count = self.table.capacity // CELL_ROWS
-        period = self.group.report_every_ticks
-        if period == 1:
-            for start in range(0, cell_count, CHUNK_CELLS):
-                stop = min(start + CHUNK_CELLS, cell_count)
-                yield Chunk(slice(start, stop), stop - start)
-            return
-        phase = tick % period
-        due = self._due.get(phase)
-        if due is None:
-            due = self._due[phase] = np.flatnonzero(self._cell_numbers % period == phase)
-        for start in range(0, len(due), CHUNK_CELLS):
-            part = due[start : start + CHUNK_CELLS]
-            yield Chunk(part, len(part))
+    # Wishes
 
-    def draw(self, chunk: Chunk, stream: str, tick: int, *, out: Column, scratch: Column) -> None:
-        """Fill `out` with one 32-bit draw for each device of the chunk, in place."""
-        np.add(self._cell_spread[chunk.cells, None], self._row_spread, out=scratch)
-        key = draw_key(self.group.seed, f"{self.group.name}/{stream}", tick)
-        # `scratch` is the input and a temporary at once: fill_draws reads it once, first.
-        fill_draws(scratch, key, out=out, scratch=scratch)
+    def _obey(self, item: Field, online: Register) -> None:
+        """Let every device that is online take over what is desired of it, if it can."""
+        b, position = self.builder, self.model.positions[item.name]
+        wished = self._load(item, f"twin.desired.{item.name}")
+        obeys = b.emit(Op.MAND, online, b.emit(Op.LDB, "twin.desired_valid", position))
+        if kind_of(item) == "float":
+            obeys = b.emit(Op.MAND, obeys, b.compare(">=", wished, Shared.of(item.minimum)))
+            obeys = b.emit(Op.MAND, obeys, b.compare("<=", wished, Shared.of(item.maximum)))
+        if item.obey_after_s > 0:
+            now = b.emit(Op.IFILL, lambda moment: moment.time_s)
+            since = b.emit(Op.ISUB, now, b.emit(Op.LD4, f"twin.desired_at.{item.name}", kind="word"))
+            obeys = b.emit(Op.MANDN, obeys, b.emit(Op.ILT_K, since, int(item.obey_after_s)))
+        value = self.fields.values[item.name]
+        if kind_of(item) == "mask":
+            kept = b.emit(Op.MANDN, b.register(value), obeys)
+            taken = b.emit(Op.MOR, b.emit(Op.MAND, wished, obeys), kept)
+        else:
+            taken = b.emit(Op.SELECT, obeys, wished, b.register(value))
+        self.fields.values[item.name] = self.fields.states[item.name] = taken
 
-    def clear_padding(self, chunk: Chunk, online: NDArray[np.uint8]) -> None:
-        """Take the rows that stand only to fill the last cell out of `online`, in place."""
-        if self.table.count != self.table.capacity and self._holds_last_cell(chunk):
-            online[-1, self.table.count % CELL_ROWS :] = 0
+    def _load(self, item: Field, place: str) -> Register:
+        load, convert = _LOADS[item.dtype]
+        loaded = self.builder.emit(load, place, kind="word" if item.dtype == "uint32" else None)
+        return loaded if convert is None else self.builder.emit(convert, loaded)
 
-    def report(
-        self, chunk: Chunk, online: NDArray[np.uint8], values: Mapping[str, Any], *, tick: int
-    ) -> None:
-        """Let the devices of a chunk that are `online` report `values`: columns, stamps, versions, windows, in place.
+    # Reports
 
-        The rows that are offline are few: they are set aside, everything is written, and they are put back.
-        """
-        table, now_s = self.table, np.uint32(self.time_s(tick))
-        offline = chunk.rows(np.flatnonzero(online.reshape(-1) == 0))
+    def _wants_to_report(self) -> Register:
+        """Return which live devices report: all, or with dead bands those that have something new to say."""
+        reporting, b = self.model.reporting, self.builder
+        if not reporting.dead_bands:
+            return self.live
+        sent_at = b.emit(Op.LD4, "sent_at", kind="word")
+        # Nothing was ever sent: what was last sent means nothing then.
+        wants = b.emit(Op.IEQ_K, sent_at, 0)
+        for name, band in reporting.dead_bands:
+            item = self.model.fields[self.model.position(name)]
+            wants = b.emit(Op.MOR, wants, self._has_left(item, band))
+        if reporting.at_least_every_s:
+            since = b.emit(Op.ISUB, b.emit(Op.IFILL, lambda moment: moment.time_s), sent_at)
+            recent = b.emit(Op.ILT_K, since, reporting.at_least_every_s)
+            wants = b.emit(Op.MOR, wants, b.emit(Op.MNOT, recent))
+        return b.emit(Op.MAND, wants, self.live)
 
-        def write(column: Column, written: Any) -> None:
-            kept = column[offline]
-            chunk.put(column, written)
-            column[offline] = kept
+    def _has_left(self, item: Field, band: float) -> Register:
+        b, value, place = self.builder, self.fields.values[item.name], f"sent.{item.name}"
+        kind = kind_of(item)
+        if kind == "mask":
+            return b.emit(Op.MXOR, b.register(value), b.emit(Op.LDM, place))
+        if kind == "choice":
+            difference = b.emit(Op.ISUB, b.register(value), b.emit(Op.LD1, place))
+            return b.emit(Op.MNOT, b.emit(Op.IEQ_K, difference, 0))
+        distance = b.absolute(b.subtract(self._as_float(item, value), b.emit(Op.LD4, place)))
+        return b.compare(">", distance, Shared.of(band))
 
+    def _as_float(self, item: Field, value: Operand) -> Operand:
+        return self.builder.emit(Op.U2F, value) if kind_of(item) == "word" else value
+
+    def _remember_sent(self, name: str, reports: Register) -> None:
+        b, item = self.builder, self.model.fields[self.model.position(name)]
+        value = self.fields.values[name]
+        if kind_of(item) == "mask":
+            b.do(Op.STM_W, f"sent.{name}", b.register(value), reports)
+        elif kind_of(item) == "choice":
+            b.do(Op.ST1_W, f"sent.{name}", b.register(value), reports)
+        else:
+            b.do(Op.ST4_W, f"sent.{name}", b.register(self._as_float(item, value)), reports)
+        b.do(Op.ST4_KW, "sent_at", lambda moment: moment.time_s, reports)
+
+    def _apply(self, reports: Register) -> None:
+        """Let twins take in the reports that arrive: values, stamps, versions, windows."""
+        b = self.builder
         bits = EXISTS
-        for name, value in values.items():
-            position = table.model.positions[name]
+        for position, item in enumerate(self.model.fields):
             bits |= 1 << position
-            write(table.reported[position], value)
-            write(table.reported_at[position], now_s)
-        write(table.reported_valid, np.uint16(bits))
-        write(table.changed_at, now_s)
-        chunk.put(table.version, chunk.take(table.version) + online)
-        for name, window in self.windows.items():
-            window.add(chunk, values[name], write)
+            self._store(item, self.fields.values[item.name], reports)
+            b.do(Op.ST4_KW, f"twin.reported_at.{item.name}", lambda moment: moment.time_s, reports)
+        b.do(Op.ST2_KW, "twin.reported_valid", bits, reports)
+        b.do(Op.ST4_KW, "twin.changed_at", lambda moment: moment.time_s, reports)
+        b.do(Op.INC4_W, "twin.version", reports)
+        for item in self.model.fields:
+            if item.is_windowed:
+                value = b.register(self._as_float(item, self.fields.values[item.name]))
+                b.do(Op.INC2_W, f"window.{item.name}.present.count", reports)
+                for op, name in ((Op.FADD4_W, "sum"), (Op.FMIN4_W, "min"), (Op.FMAX4_W, "max")):
+                    b.do(op, f"window.{item.name}.present.{name}", value, reports)
 
-    def telemetry(self, row: int, now_s: int) -> dict[str, dict[str, Any]]:
-        """Return what the twin of a row remembers of its device's reports, as `ThingTelemetry.describe` does."""
-        document = self.table.load(row)
-        fields: dict[str, Any] = {}
-        for name, value in document.reported.items():
-            stamp = document.reported_metadata[name]
-            fields[name] = {"value": value, "timestamp": getattr(stamp, "timestamp", document.changed_at_s)}
-            if name in self.windows:
-                fields[name].update(summarise(self.windows[name].buckets(row, now_s // BUCKET_S)))
-        return {"reported": fields} if fields else {}
-
-
-class _WindowColumns:
-    """Count, sum, minimum and maximum of one field in two buckets of time, a row each: the present one and the last."""
-
-    def __init__(self, rows: int) -> None:
-        # No bucket of any time: the first roll makes the minimum and maximum those of nothing.
-        self.number = -1
-        self.columns = {
-            f"{which}.{name}": np.zeros(rows, np.uint16 if name == "count" else np.float32)
-            for which in ("present", "last")
-            for name in ("count", "sum", "min", "max")
-        }
-
-    def roll(self, number: int) -> None:
-        """Move on to bucket `number`, in place."""
-        if number == self.number:
+    def _store(self, item: Field, value: Operand, mask: Register) -> None:
+        b, place = self.builder, f"twin.reported.{item.name}"
+        register = b.register(value)
+        if item.dtype == "bool":
+            b.do(Op.STM_W, place, register, mask)
             return
-        for name in ("count", "sum", "min", "max"):
-            present, last = self.columns[f"present.{name}"], self.columns[f"last.{name}"]
-            if number == self.number + 1:
-                last[:] = present
-            else:
-                last[:] = 0
-            present[:] = {"min": np.inf, "max": -np.inf}.get(name, 0)
-        self.number = number
+        if item.dtype == "float16":
+            register = b.emit(Op.F2H, register)
+        elif item.dtype not in ("float32", "uint32", "choice"):
+            register = b.emit(Op.F2I, register)
+        b.do(_STORES[item.column_dtype.itemsize], place, register, mask)
 
-    def add(self, chunk: Chunk, values: Column, write: Callable[[Column, Any], None]) -> None:
-        """Take in the values of a chunk, in place."""
-        columns = self.columns
-        write(columns["present.count"], chunk.take(columns["present.count"]) + np.uint16(1))
-        write(columns["present.sum"], chunk.take(columns["present.sum"]) + values)
-        write(columns["present.min"], np.minimum(chunk.take(columns["present.min"]), values))
-        write(columns["present.max"], np.maximum(chunk.take(columns["present.max"]), values))
 
-    def buckets(self, row: int, number: int) -> list[list[float]]:
-        """Return the buckets of a row that are not older than the window at bucket `number`."""
-        return [
-            [mine, *(float(self.columns[f"{which}.{name}"][row]) for name in ("count", "sum", "min", "max"))]
-            for which, mine in (("last", self.number - 1), ("present", self.number))
-            if mine >= number - 1
+def write_comparison(model: DeviceModel, builder: Builder) -> Program:
+    """Return the program that counts, as DIFFERING, the twins with a desired value that is not reported so."""
+    b = builder
+    rows = b.emit(Op.ROWS)
+    differs = b.emit(Op.MFILL, 0)
+    for position, item in enumerate(model.fields):
+        if not item.is_settable:
+            continue
+        load = {1: Op.LD1, 2: Op.LD2, 4: Op.LD4}[item.column_dtype.itemsize]
+        pair = [
+            b.emit(load, f"twin.{section}.{item.name}", kind="word") for section in ("desired", "reported")
         ]
-
-
-class _Thermostat:
-    """A room thermostat: its temperature follows the set point with the day's swing; see `model.THERMOSTAT`."""
-
-    state_layout: Final[Mapping[str, Any]] = {
-        "temperature": np.float32,
-        "humidity": np.float32,
-        "set_point": np.float32,
-        "first_battery": np.float32,
-        "first_uptime": np.uint32,
-        "firmware_version": np.uint8,
-    }
-    windowed: Final = ("temperature",)
-
-    def start(self, fleet: SimulatedFleet, draw: Callable[[str], NDArray[np.float32]]) -> None:
-        """Give every device its state at tick 0, in place."""
-        state = fleet.state
-        state["set_point"][:] = np.floor(draw("set_point") * np.float32(9)) * np.float32(0.5) + np.float32(
-            18.0
-        )
-        state["temperature"][:] = state["set_point"] + draw("temperature") * np.float32(2) - np.float32(1)
-        state["humidity"][:] = draw("humidity") * np.float32(20) + np.float32(35)
-        state["first_battery"][:] = draw("battery") * np.float32(60) + np.float32(40)
-        state["first_uptime"][:] = (draw("uptime") * np.float32(30 * 86400)).astype(np.uint32)
-        # As many are offline at the start as later on.
-        fleet.connected[:] = draw("connected") < np.float32(_ONLINE_S / (_ONLINE_S + _OFFLINE_S))
-        state["firmware_version"][:] = np.searchsorted(
-            np.array([0.2, 0.9], np.float32), draw("firmware_version"), side="right"
-        )
-
-    def advance(
-        self, fleet: SimulatedFleet, chunk: Chunk, tick: int, *, scratch: Scratch
-    ) -> NDArray[np.uint8]:
-        """Advance the chunk's devices by one reporting period, let those online report; return who is online."""
-        count = chunk.cell_count
-        noise, pull, battery = (array[:count] for array in scratch.floats)
-        word, half, spare = (array[:count] for array in scratch.words)
-        period_s = fleet.group.report_every_ticks * fleet.group.tick_s
-        state = fleet.state
-        fleet.draw(chunk, "climate", tick, out=word, scratch=half)
-        self._triangular(word, half, spare, noise)
-        temperature = chunk.take(state["temperature"])
-        set_point = chunk.take(state["set_point"])
-        swing = _DAY_SWING_K * daily_wave(fleet.time_s(tick) - _DAY_LAG_S)
-        np.add(set_point, np.float32(swing), out=pull)
-        self._follow(temperature, pull, noise, period_s=period_s)
-        fleet.draw(chunk, "humidity", tick, out=word, scratch=half)
-        humidity = self._advance_humidity(chunk, state, word, (half, pull, noise), period_s)
-        online = self._connect(chunk, fleet, word, period_s)
-        if fleet.has_desired:
-            self._obey(chunk, fleet, online, set_point)
-        elapsed_s = tick * fleet.group.tick_s
-        np.subtract(chunk.take(state["first_battery"]), np.float32(_BATTERY_PER_S * elapsed_s), out=battery)
-        np.maximum(battery, np.float32(0), out=battery)
-        np.add(chunk.take(state["first_uptime"]), np.uint32(elapsed_s), out=word)
-        chunk.put(state["temperature"], temperature)
-        fleet.report(
-            chunk,
-            online,
-            {
-                "temperature": temperature,
-                "humidity": humidity,
-                "battery": battery,
-                "set_point": set_point,
-                "firmware_version": chunk.take(state["firmware_version"]),
-                "uptime": word,
-            },
-            tick=tick,
-        )
-        return online
-
-    @staticmethod
-    def _triangular(word: Column, half: Column, spare: Column, noise: Column) -> None:
-        """Fill `noise` with a triangular number in (-1, 1) from the two halves of each draw, in place."""
-        np.bitwise_and(word, _LOW_HALF, out=half)
-        np.right_shift(word, _HALF_SHIFT, out=spare)
-        np.subtract(half, spare, out=half)
-        np.copyto(noise, half.view(np.int32), casting="same_kind")
-        np.multiply(noise, _16_BIT, out=noise)
-
-    @staticmethod
-    def _follow(temperature: Column, target: Column, noise: Column, *, period_s: int) -> None:
-        """Let the temperature revert towards `target`, with noise, in place; `target` and `noise` are used up."""
-        rate = period_s / (ROOM_TIME_CONSTANT_S + period_s)
-        np.subtract(target, temperature, out=target)
-        np.multiply(target, np.float32(rate), out=target)
-        np.add(temperature, target, out=temperature)
-        np.multiply(noise, np.float32(_TEMPERATURE_NOISE_K * math.sqrt(2 * rate) * _SQRT_6), out=noise)
-        np.add(temperature, noise, out=temperature)
-
-    @staticmethod
-    def _advance_humidity(
-        chunk: Chunk,
-        state: Mapping[str, Column],
-        word: Column,
-        temporaries: tuple[Column, Column, Column],
-        period_s: int,
-    ) -> Column:
-        half, pull, noise = temporaries
-        rate = period_s / (_HUMIDITY_TIME_CONSTANT_S + period_s)
-        amplitude = _HUMIDITY_NOISE * math.sqrt(2 * rate) * _SQRT_3
-        np.bitwise_and(word, _LOW_HALF, out=half)
-        np.copyto(noise, half.view(np.int32), casting="same_kind")
-        np.multiply(noise, np.float32(amplitude / 32768), out=noise)
-        humidity = chunk.take(state["humidity"])
-        np.multiply(humidity, np.float32(-rate), out=pull)
-        np.add(pull, np.float32(_HUMIDITY_MEAN * rate - amplitude), out=pull)
-        np.add(humidity, pull, out=humidity)
-        np.add(humidity, noise, out=humidity)
-        np.clip(humidity, np.float32(0), np.float32(100), out=humidity)
-        chunk.put(state["humidity"], humidity)
-        return humidity
-
-    @staticmethod
-    def _connect(chunk: Chunk, fleet: SimulatedFleet, word: Column, period_s: int) -> NDArray[np.uint8]:
-        """Let connections drop and come back (a two-state Markov chain), in place; return who is online now."""
-        np.right_shift(word, _HALF_SHIFT, out=word)
-        drops = np.uint32(round(65536 * period_s / (_ONLINE_S + period_s)))
-        returns = np.uint32(round(65536 * period_s / (_OFFLINE_S + period_s)))
-        was_online = chunk.take(fleet.connected)
-        stays = (word >= drops).view(np.uint8)
-        comes = (word < returns).view(np.uint8)
-        online: NDArray[np.uint8] = comes ^ (was_online & (comes ^ stays))
-        fleet.clear_padding(chunk, online)
-        chunk.put(fleet.connected, online)
-        return online
-
-    @staticmethod
-    def _obey(chunk: Chunk, fleet: SimulatedFleet, online: NDArray[np.uint8], set_point: Column) -> None:
-        """Let every device that is online take over the set point that is desired of it, if it can, in place."""
-        position = fleet.table.model.positions["set_point"]
-        desired = fleet.table.desired[position]
-        if desired is None:
-            raise InvariantError("set_point of the thermostat is settable")
-        obeys = (chunk.take(fleet.table.desired_valid) & np.uint16(1 << position)) != 0
-        obeys &= online != 0
-        wished, field = chunk.take(desired), fleet.table.model.fields[position]
-        obeys &= (wished >= np.float32(field.minimum)) & (wished <= np.float32(field.maximum))
-        np.copyto(set_point, wished, where=obeys)
-        chunk.put(fleet.state["set_point"], set_point)
-
-    @staticmethod
-    def obey_kept(fleet: SimulatedFleet, rows: list[int]) -> None:
-        """Let devices that have just reported take over a set point that no column holds (21, not 21.0), in place."""
-        position = fleet.table.model.positions["set_point"]
-        field = fleet.table.model.fields[position]
-        for row in rows:
-            wished: Any = fleet.table.overflow[row].desired.get("set_point", False)
-            if type(wished) in (int, float) and field.minimum <= wished <= field.maximum:
-                fleet.state["set_point"][row] = wished
-                fleet.table.reported[position][row] = wished
-
-
-_BEHAVIORS: Final[Mapping[str, _Thermostat]] = {"thermostat": _Thermostat()}
+        difference = b.emit(Op.ISUB, *pair)
+        same = b.emit(Op.FEQ, *pair) if item.dtype == "float32" else b.emit(Op.IEQ_K, difference, 0)
+        agrees = b.emit(Op.MAND, same, b.emit(Op.LDB, "twin.reported_valid", position))
+        wanted = b.emit(Op.LDB, "twin.desired_valid", position)
+        differs = b.emit(Op.MOR, differs, b.emit(Op.MANDN, wanted, agrees))
+    b.count(DIFFERING, b.emit(Op.MAND, differs, rows))
+    return b.build()

@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.model import Field
 from twins.shadow import Stamp
+from twins.simulated import SimulatedFleet
 from twins.table import EXISTS, NamedRows, TwinTable
 
 _FLOAT64_MAX: Final = float(np.finfo(np.float64).max)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from twins.behavior import SimulatedFleet
 from twins.messages import Connectivity
 from twins.shadow import ShadowDocument
+from twins.simulated import SimulatedFleet
 
 
 def describe_shadow(document: ShadowDocument | None, now_s: int) -> dict[str, Any] | None:

@@ -92,6 +92,21 @@ def names_of(formula: Formula) -> Iterator[str]:
             yield from names_of(argument)
 
 
+def constant_of(formula: Formula) -> float | None:
+    """Return what a formula of numbers alone comes to, None for any other and for what is divided by 0."""
+    match formula:
+        case Number(value=value):
+            return value
+        case Call(operation="+" | "-" | "*" | "/" as operation, arguments=arguments):
+            left, right = (constant_of(argument) for argument in arguments)
+            if left is None or right is None or (operation == "/" and right == 0):
+                return None
+            return {"+": left + right, "-": left - right, "*": left * right, "/": left / (right or 1.0)}[
+                operation
+            ]
+    return None
+
+
 def _convert(node: ast.expr, text: str, depth: int) -> Formula:
     if depth > _DEPTH_MAX:
         raise ModelError(f"formula {text!r} is nested more than {_DEPTH_MAX} levels deep")

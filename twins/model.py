@@ -270,14 +270,65 @@ UNTYPED: Final = DeviceModel("untyped", ())
 THERMOSTAT: Final = DeviceModel(
     "thermostat",
     (
-        Field("temperature", "temperature", "Cel", minimum=-40.0, maximum=85.0),
-        Field("humidity", "relative humidity", "%RH", minimum=0.0, maximum=100.0),
-        Field("battery", "battery level", "%EL", minimum=0.0, maximum=100.0),
-        Field("set_point", "temperature", "Cel", minimum=5.0, maximum=35.0, is_settable=True),
-        Field("firmware_version", "version", "", dtype="choice", choices=("1.0.0", "1.1.0", "2.0.0")),
-        Field("uptime", "time", "s", dtype="uint32", maximum=float(2**32 - 1)),
+        Field(
+            "temperature",
+            "temperature",
+            "Cel",
+            minimum=-40.0,
+            maximum=85.0,
+            start=Start(17.0, 23.0),
+            # A room settles within half an hour; the day swings it by 1.5 K, warmest at 16 h.
+            generator=RandomWalk("set_point + 1.5 * wave(86400, 57600)", 1800.0, "0.3"),
+            is_windowed=True,
+        ),
+        Field(
+            "humidity",
+            "relative humidity",
+            "%RH",
+            minimum=0.0,
+            maximum=100.0,
+            start=Start(35.0, 55.0),
+            generator=RandomWalk("45", 3600.0, "4"),
+        ),
+        Field(
+            "battery",
+            "battery level",
+            "%EL",
+            minimum=0.0,
+            maximum=100.0,
+            start=Start(40.0, 100.0),
+            # Two alkaline cells last about two years.
+            generator=Decay("100 / 63072000"),
+        ),
+        Field(
+            "set_point",
+            "temperature",
+            "Cel",
+            minimum=5.0,
+            maximum=35.0,
+            is_settable=True,
+            start=Start(18.0, 22.0, 0.5),
+        ),
+        Field(
+            "firmware_version",
+            "version",
+            "",
+            dtype="choice",
+            choices=("1.0.0", "1.1.0", "2.0.0"),
+            start=Start(weights=(0.2, 0.7, 0.1)),
+        ),
+        Field(
+            "uptime",
+            "time",
+            "s",
+            dtype="uint32",
+            maximum=float(2**32 - 1),
+            start=Start(0.0, 30 * 86400.0),
+            generator=Counter("1"),
+        ),
     ),
-    behavior="thermostat",
+    # Online for six hours at a stretch, offline for five minutes: 1.4 % of the fleet is offline at any time.
+    connectivity=Connectivity("21600", "300"),
 )
 
 MODELS: Final[Mapping[str, DeviceModel]] = {model.name: model for model in (UNTYPED, THERMOSTAT)}
@@ -329,8 +380,8 @@ class Group:
             raise ModelError(f"group {self.name!r}: count {self.count} is not between 1 and {2**32 - 1}")
         if self.tick_s < 1 or self.report_every_ticks < 1:
             raise ModelError(f"group {self.name!r}: tick_s and report_every_ticks must be at least 1")
-        if not model_named(self.model).behavior:
-            raise ModelError(f"group {self.name!r}: model {self.model!r} has no behavior to simulate")
+        if not model_named(self.model).fields:
+            raise ModelError(f"group {self.name!r}: model {self.model!r} has no fields to simulate")
         if len(self.pattern.name(self.count - 1)) > 128:
             raise ModelError(f"group {self.name!r}: its thing names would be longer than 128 characters")
 

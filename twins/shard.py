@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from twins.behavior import Scratch, SimulatedFleet
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_shadow, describe_simulated
@@ -33,6 +32,7 @@ from twins.messages import (
 )
 from twins.model import MODELS, UNTYPED, Group, model_named
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
+from twins.runners import runner
 from twins.shadow import (
     Announcement,
     ShadowDocument,
@@ -44,6 +44,7 @@ from twins.shadow import (
     require_shadow,
 )
 from twins.sharding import BLOCK_SIZE
+from twins.simulated import SimulatedFleet
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
@@ -91,7 +92,6 @@ class Shard:
         self._unpacked: dict[str, ShadowDocument] = {}
         # Things whose unpacked shadow has changed since it was written into its row.
         self._unwritten: set[str] = set()
-        self._scratch = Scratch()
         # When the latest deltas were published, by thing and shadow; not a part of what a shard remembers for good.
         self._delta_at_s: dict[tuple[str, str], float] = {}
         self._now_s = 0.0
@@ -450,7 +450,7 @@ class Shard:
 
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
-        return self._fleet(order.group).run(order, self._scratch)
+        return self._fleet(order.group).run(order, runner())
 
     # Questions
 
@@ -487,12 +487,7 @@ class Shard:
 
 def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
     table = fleet.table
-    named = {f"twin.{name}": column for name, column in table.columns.items()}
-    named.update({f"device.{name}": column for name, column in fleet.state.items()})
-    named.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
-    for field, window in fleet.windows.items():
-        named.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
-    named["connected"] = fleet.connected
+    named = fleet.arena.columns
     layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
     overflow: dict[int, list[Any]] = {}
     for row in sorted(table.overflow):

@@ -13,14 +13,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from twins.behavior import SimulatedFleet
 from twins.errors import ModelError, SnapshotError, SnapshotVersion
 from twins.messages import GroupOrder
 from twins.model import model_named
 from twins.shard import Shard
+from twins.simulated import SimulatedFleet
 from twins.snapshot_head import (
     FORMAT_VERSION,
-    FORMATS_READ,
     FleetPart,
     Head,
     TablePart,
@@ -104,14 +103,14 @@ def _open(data: bytes) -> tuple[Head, Iterator[memoryview]]:
     if hashlib.sha256(body).digest() != data[len(_MAGIC) : len(_MAGIC) + _DIGEST_BYTES]:
         raise SnapshotError("the snapshot is damaged: its checksum does not match")
     version = int.from_bytes(body[:_VERSION_BYTES], "little")
-    if version not in FORMATS_READ:
+    if version != FORMAT_VERSION:
         age = "a newer" if version > FORMAT_VERSION else "an older"
         raise SnapshotVersion(
-            f"the snapshot is of {age} version: its format is {version}, this one reads up to {FORMAT_VERSION}"
+            f"the snapshot is of {age} version: its format is {version}, this one reads {FORMAT_VERSION}"
         )
     head_start = _VERSION_BYTES + _LENGTH_BYTES
     head_bytes = int.from_bytes(body[_VERSION_BYTES:head_start], "little")
-    head = decode_head(body[head_start : head_start + head_bytes], version)
+    head = decode_head(body[head_start : head_start + head_bytes])
     first = _first_stream(head_bytes)
     return head, _streams(memoryview(data)[first + -first % _ALIGNMENT :], [*head.tables, *head.fleets])
 
@@ -168,17 +167,6 @@ def _load_table(part: TablePart, stream: memoryview) -> NamedRows:
     return table
 
 
-def _fleet_columns(fleet: SimulatedFleet) -> dict[str, Column]:
-    """Return every column of a fleet, rows that only fill its last cell included."""
-    columns = {f"twin.{name}": column for name, column in fleet.table.columns.items()}
-    columns.update({f"device.{name}": column for name, column in fleet.state.items()})
-    columns.update({f"attribute.{name}": column for name, column in fleet.attributes.items()})
-    for field, window in fleet.windows.items():
-        columns.update({f"window.{field}.{name}": column for name, column in window.columns.items()})
-    columns["connected"] = fleet.connected
-    return columns
-
-
 def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
     return FleetPart(
         GroupOrder.of(fleet.group),
@@ -186,13 +174,13 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         fleet.has_desired,
         {field: window.number for field, window in fleet.windows.items()},
         fleet.table.overflow.packed(),
-        _write_stream(_fleet_columns(fleet), streams),
+        _write_stream(fleet.arena.columns, streams),
     )
 
 
 def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedFleet:
     fleet = SimulatedFleet(part.order.group(), shard.number, shard_count=shard.count)
-    _read_stream(stream, _fleet_columns(fleet), count=fleet.table.capacity, model=part.order.model)
+    _read_stream(stream, fleet.arena.columns, count=fleet.table.capacity, model=part.order.model)
     fleet.next_tick, fleet.has_desired = part.next_tick, part.has_desired
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number

@@ -7,15 +7,17 @@ reference that both are held to. Which row is whose is the business of `NamedRow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from twins.arena import Arena
 from twins.model import DeviceModel, Field
 from twins.packed import PackedMapping, fill_trees, pack_attributes, trees_of, unpack_attributes
+from twins.program import CELL_ROWS
 from twins.shadow import SECTIONS, ShadowDocument, Stamp, Tree, encode_json
 from twins.sharding import BLOCK_SIZE, NamePattern
 
@@ -63,27 +65,35 @@ class Overflow:
 class _Codec:
     """Takes a JSON value to a column's value and back; `encode` gives None for a value of another type or range."""
 
-    __slots__ = ("choices", "decimals", "decode", "encode", "positions")
+    __slots__ = ("choices", "decimals", "decode", "encode", "greatest", "least", "positions")
 
     def __init__(self, field: Field) -> None:
         self.decimals = field.decimals
         self.choices = field.choices
         self.positions = {choice: position for position, choice in enumerate(field.choices)}
         kind = field.dtype
+        if kind not in ("bool", "choice"):
+            kind = "float" if kind.startswith("float") else "integer"
+        self.greatest: float = _FLOAT32_SAFE
+        if kind == "integer":
+            bounds = np.iinfo(field.column_dtype)
+            self.least, self.greatest = int(bounds.min), int(bounds.max)
+        elif field.dtype == "float16":
+            self.greatest = float(np.finfo(np.float16).max)
         self.decode: Callable[[Any], Any] = getattr(self, f"_decode_{kind}")
         self.encode: Callable[[Any], float | int | None] = getattr(self, f"_encode_{kind}")
 
-    def _decode_float32(self, value: float) -> float:
-        return round(value, self.decimals)
+    def _decode_float(self, value: float) -> float:
+        return round(float(value), self.decimals)
 
-    def _encode_float32(self, value: Any) -> float | None:
-        return value if type(value) is float and -_FLOAT32_SAFE < value < _FLOAT32_SAFE else None
+    def _encode_float(self, value: Any) -> float | None:
+        return value if type(value) is float and -self.greatest < value < self.greatest else None
 
-    def _decode_uint32(self, value: int) -> int:
+    def _decode_integer(self, value: int) -> int:
         return value
 
-    def _encode_uint32(self, value: Any) -> int | None:
-        return value if type(value) is int and 0 <= value < 2**32 else None
+    def _encode_integer(self, value: Any) -> int | None:
+        return value if type(value) is int and self.least <= value <= self.greatest else None
 
     def _decode_bool(self, value: int) -> bool:
         return bool(value)
@@ -98,35 +108,41 @@ class _Codec:
         return self.positions.get(value) if type(value) is str else None
 
 
+def _view(column: Column) -> Any:
+    """Return what single values of a column are read and written through; memory views know no float16."""
+    return column if column.dtype == np.float16 else column.data
+
+
+def twin_layout(model: DeviceModel) -> dict[str, np.dtype[Any]]:
+    """Return the columns of a model's twins, by name."""
+    layout: dict[str, np.dtype[Any]] = {}
+    for field in model.fields:
+        layout[f"reported.{field.name}"] = field.column_dtype
+        layout[f"reported_at.{field.name}"] = np.dtype(np.uint32)
+        if field.is_settable:
+            layout[f"desired.{field.name}"] = field.column_dtype
+            layout[f"desired_at.{field.name}"] = np.dtype(np.uint32)
+    layout["reported_valid"] = layout["desired_valid"] = np.dtype(np.uint16)
+    layout["version"] = layout["changed_at"] = np.dtype(np.uint32)
+    return layout
+
+
 class TwinTable:
     """The columns of some twins of one model.
 
     `reported[p]`, `reported_at[p]` (uint32 seconds) stand for field p; `desired[p]`, `desired_at[p]` are None where
     the field is not settable. `reported_valid` and `desired_valid` are bit masks by field. `version` (uint32) and
-    `changed_at` (uint32 seconds) are the shadow's. All columns have `capacity` rows, of which `count` are in use.
+    `changed_at` (uint32 seconds) are the shadow's. All `columns`, those of `twin_layout`, have `capacity` rows, of
+    which `count` are in use.
     """
 
-    def __init__(self, model: DeviceModel, capacity: int) -> None:
+    def __init__(self, model: DeviceModel, columns: dict[str, Column]) -> None:
         self.model = model
         self.count = 0
         self.overflow: PackedMapping[int, Overflow] = PackedMapping(Overflow.pack, Overflow.unpack)
         self._codecs = [_Codec(field) for field in model.fields]
-        self.columns: dict[str, Column] = {}
-        for name, dtype in self._layout():
-            self.columns[name] = np.zeros(capacity, dtype)
+        self.columns = columns
         self._bind()
-
-    def _layout(self) -> Iterator[tuple[str, Any]]:
-        for field in self.model.fields:
-            yield f"reported.{field.name}", field.column_dtype
-            yield f"reported_at.{field.name}", np.uint32
-            if field.is_settable:
-                yield f"desired.{field.name}", field.column_dtype
-                yield f"desired_at.{field.name}", np.uint32
-        yield "reported_valid", np.uint16
-        yield "desired_valid", np.uint16
-        yield "version", np.uint32
-        yield "changed_at", np.uint32
 
     def _bind(self) -> None:
         columns, fields = self.columns, self.model.fields
@@ -140,9 +156,9 @@ class TwinTable:
         self.changed_at = columns["changed_at"]
         # Single values are read and written through memory views: three times as fast as through the arrays.
         self._views: dict[str, tuple[list[Any], list[Any]]] = {
-            "reported": ([c.data for c in self.reported], [c.data for c in self.reported_at]),
+            "reported": ([_view(c) for c in self.reported], [c.data for c in self.reported_at]),
             "desired": (
-                [None if c is None else c.data for c in self.desired],
+                [None if c is None else _view(c) for c in self.desired],
                 [None if c is None else c.data for c in self.desired_at],
             ),
         }
@@ -157,7 +173,7 @@ class TwinTable:
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` rows, in place; new rows are empty."""
         for name, column in self.columns.items():
-            grown = np.zeros(capacity, column.dtype)
+            grown: Column = np.zeros(capacity, column.dtype)
             grown[: len(column)] = column
             self.columns[name] = grown
         self._bind()
@@ -252,31 +268,23 @@ class TwinTable:
         for key in [key for key in self.overflow[row].reported if key in self.model.positions]:
             self.supersede(row, "reported", key)
 
-    def delta_count(self) -> int:
-        """Return how many twins have a desired value that is not reported so."""
-        differing = np.zeros(self.count, np.bool_)
+    def differs_in_columns(self, row: int) -> bool:
+        """Tell whether a desired value of a row that a column holds is not reported so in its column."""
+        wanted, agreed = int(self.desired_valid[row]), int(self.reported_valid[row])
         for position, desired in enumerate(self.desired):
-            if desired is None:
-                continue
-            bit = np.uint16(1 << position)
-            wanted = (self.desired_valid[: self.count] & bit) != 0
-            agreed = (self.reported_valid[: self.count] & bit) != 0
-            agreed &= desired[: self.count] == self.reported[position][: self.count]
-            differing |= wanted & ~agreed
-        for row in self.overflow:
-            differing[row] = "delta" in self.load(row).document(0)["state"]
-        return int(np.count_nonzero(differing))
-
-    def memory_bytes(self) -> int:
-        """Return the bytes of all columns."""
-        return sum(column.nbytes for column in self.columns.values())
+            bit = 1 << position
+            is_same = agreed & bit and desired is not None and desired[row] == self.reported[position][row]
+            if desired is not None and wanted & bit and not is_same:
+                return True
+        return False
 
 
 class NamedRows(TwinTable):
     """Twins under names of their own, one row each in no particular order; `attributes` by row."""
 
     def __init__(self, model: DeviceModel) -> None:
-        super().__init__(model, _FIRST_CAPACITY)
+        columns = {name: np.zeros(_FIRST_CAPACITY, dtype) for name, dtype in twin_layout(model).items()}
+        super().__init__(model, columns)
         self.names: list[str] = []
         self.attributes: PackedMapping[int, dict[str, str]] = PackedMapping(
             pack_attributes, unpack_attributes
@@ -319,8 +327,9 @@ def _move(of_rows: MutableMapping[int, Any], source: int, target: int) -> None:
 class PatternRows(TwinTable):
     """The twins of a simulated fleet that live in one shard: whole blocks of consecutive numbers, ascending.
 
-    `indices` (uint32) are the devices' numbers by row, computed when asked for. The columns have a multiple of
-    `row_multiple` rows; those beyond the last device stay empty.
+    `indices` (uint32) are the devices' numbers by row, computed when asked for. The columns have whole cells
+    of rows; those beyond the last device stay empty. All of them stand in one `arena`, as `twin.NAME`, and
+    so do the columns of the layout `beside`, under their own names.
     """
 
     def __init__(
@@ -330,12 +339,14 @@ class PatternRows(TwinTable):
         *,
         fleet_count: int,
         blocks: NDArray[np.uint32],
-        row_multiple: int,
+        beside: Mapping[str, np.dtype[Any]],
     ) -> None:
         count = len(blocks) * BLOCK_SIZE
         if len(blocks) and int(blocks[-1]) == (fleet_count - 1) // BLOCK_SIZE:
             count -= -fleet_count % BLOCK_SIZE
-        super().__init__(model, -(-count // row_multiple) * row_multiple)
+        layout = {f"twin.{name}": dtype for name, dtype in twin_layout(model).items()}
+        self.arena = Arena({**layout, **beside}, -(-count // CELL_ROWS) * CELL_ROWS)
+        super().__init__(model, {name: self.arena.columns[f"twin.{name}"] for name in twin_layout(model)})
         self.pattern = pattern
         self.blocks = blocks
         self.count = count
@@ -351,10 +362,14 @@ class PatternRows(TwinTable):
     @property
     def indices(self) -> NDArray[np.uint32]:
         """Return the devices' numbers by row."""
-        first = self.blocks[:, None] * np.uint32(BLOCK_SIZE)
-        offsets = np.arange(BLOCK_SIZE, dtype=np.uint32)
-        indices: NDArray[np.uint32] = (first + offsets).reshape(-1)[: self.count]
-        return indices
+        return self.indices_of(slice(0, self.count))
+
+    def indices_of(self, rows: slice) -> NDArray[np.uint32]:
+        """Return the devices' numbers of consecutive rows."""
+        first, last = rows.start // BLOCK_SIZE, -(-rows.stop // BLOCK_SIZE)
+        starts = self.blocks[first:last, None] * np.uint32(BLOCK_SIZE)
+        numbers = np.asarray(starts + np.arange(BLOCK_SIZE, dtype=np.uint32), np.uint32).reshape(-1)
+        return numbers[rows.start - first * BLOCK_SIZE : rows.stop - first * BLOCK_SIZE]
 
     def name(self, row: int) -> str:
         """Return the thing name of a row."""

@@ -11,19 +11,19 @@ import math
 import numpy as np
 
 from tests.bench.result import BenchResult, alternate
-from twins import behavior
-from twins.behavior import SimulatedFleet
+from twins import interpreter, program
 from twins.draws import INDEX_MULTIPLIER, draw_key, fill_draws
 from twins.messages import TickOrder
 from twins.model import Group
 from twins.shard import Shard
+from twins.simulated import SimulatedFleet
 
 DEVICE_COUNT = 1_000_000
 TICKS_A_ROUND = 5
 START_S = 1_767_225_600
 BYTES_MAX = 150
 RATIO_MIN = 0.3
-BLOCK_ROWS = behavior.CHUNK_CELLS * behavior.CELL_ROWS
+BLOCK_ROWS = interpreter.BLOCK_CELLS * program.CELL_ROWS
 
 
 class BareThermostats:

@@ -11,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.asking import update
-from twins.behavior import CELL_ROWS, SimulatedFleet, daily_wave
 from twins.errors import ModelError
+from twins.generators import wave
 from twins.messages import TickOrder, TickSummary
 from twins.model import THERMOSTAT, Attribute, Group
+from twins.program import CELL_ROWS
 from twins.shard import Shard
+from twins.simulated import SimulatedFleet
 
 START_S = 1_700_000_000
 PERIOD = 10
@@ -45,12 +47,12 @@ def versions(shard: Shard) -> NDArray[np.uint32]:
     "time_s", [*range(0, 86400, 997), 21600, 43200, 64800, 86399, START_S, START_S * 2 + 0.5]
 )
 def test_the_daily_wave_is_a_sine(time_s: float) -> None:
-    assert abs(daily_wave(time_s) - math.sin(2 * math.pi * (time_s % 86400) / 86400)) < 1e-8
+    assert abs(wave(time_s, 86400, 21600) - math.sin(2 * math.pi * (time_s % 86400) / 86400)) < 1e-8
 
 
-def test_the_daily_wave_peaks_in_the_morning() -> None:
-    assert daily_wave(6 * 3600) == pytest.approx(1, abs=1e-8)
-    assert daily_wave(18 * 3600) == pytest.approx(-1, abs=1e-8)
+def test_a_wave_is_highest_at_its_peak() -> None:
+    assert wave(7 * 3600, 86400, 7 * 3600) == pytest.approx(1, abs=1e-8)
+    assert wave(19 * 3600, 86400, 7 * 3600) == pytest.approx(-1, abs=1e-8)
 
 
 @pytest.mark.parametrize("tick_s", [1, 60])

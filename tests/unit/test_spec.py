@@ -169,7 +169,7 @@ def test_a_word_of_the_language_that_is_not_built_is_refused_never_ignored(text:
             "group 'a'",
         ),
         ("groups: [{name: a, count: 1, model: thermostt}]\n", "groups[0].model", "did you mean 'thermostat'"),
-        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no behavior"),
+        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no fields"),
         (
             "groups: [{name: a, count: 1, attributes: {s: {choice: [x, y], weights: [1]}}}]\n",
             "groups[0].attributes.s",

@@ -1,0 +1,309 @@
+"""Simulated fleets: the devices of one group that live in one shard, their twins, and whose turn it is.
+
+A fleet is worked through in cells of `CELL_ROWS` rows; all devices of a cell measure at the same tick, and the cells
+of a fleet are spread evenly over its reporting period. A device whose turn it is not costs nothing: its state advances
+by the whole period when it is. All draws come from (seed, stream, tick, device), all arithmetic is IEEE 754 single
+precision without library functions, so the same seed gives the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twins.arena import Arena
+from twins.behavior import (
+    ARRIVED,
+    DIFFERING,
+    DUE,
+    OFFLINE,
+    Turn,
+    connection_rates,
+    device_layout,
+    write_comparison,
+    write_turn,
+)
+from twins.draws import INDEX_MULTIPLIER, draws
+from twins.errors import InvariantError, ModelError
+from twins.expressions import constant_of, parse_formula
+from twins.generators import kind_of, start_column
+from twins.interpreter import Rows
+from twins.messages import TickOrder, TickSummary
+from twins.model import Attribute, Group, model_named
+from twins.program import CELL_ROWS, Builder, Moment, Program
+from twins.runners import Runner
+from twins.sharding import BLOCK_SIZE
+from twins.table import EXISTS, PatternRows
+from twins.window import BUCKET_S, summarise
+
+# Rows that are started at a time, so that a start takes no more memory than the fleet.
+_START_ROWS: Final = 1 << 18
+
+
+class SimulatedFleet:
+    """The devices of one group that live in one shard, and their twins.
+
+    `table` holds the twins; `state` the devices' own columns; `attributes` one column of value positions each;
+    `connected` (bool as uint8) what the platform sees of the connection; `windows` the telemetry statistics. All of
+    them are columns of one `arena`.
+    """
+
+    def __init__(self, group: Group, shard: int, *, shard_count: int) -> None:
+        self.group = group
+        self.next_tick = 0
+        model = model_named(group.model)
+        blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
+        self.table = PatternRows(
+            model,
+            group.pattern,
+            fleet_count=group.count,
+            blocks=blocks,
+            beside=_layout_beside(group),
+        )
+        self.arena = self.table.arena
+        cells = np.arange(BLOCK_SIZE // CELL_ROWS, dtype=np.uint32)
+        numbers = (blocks[:, None] * np.uint32(BLOCK_SIZE // CELL_ROWS) + cells).reshape(-1)
+        self._cell_numbers = numbers[: self.table.capacity // CELL_ROWS]
+        self._cell_spread = self._cell_numbers * np.uint32(CELL_ROWS) * np.uint32(INDEX_MULTIPLIER)
+        self._due: dict[int, NDArray[np.int64]] = {}
+        self._programs: dict[bool, Program] = {}
+        self._comparison: Program | None = None
+        self.has_desired = False
+        columns = self.arena.columns
+        self.state = {
+            name.removeprefix("device."): c for name, c in columns.items() if name.startswith("device.")
+        }
+        self.connected = columns["connected"]
+        self.windows = {
+            item.name: WindowColumns(self.arena, item.name) for item in model.fields if item.is_windowed
+        }
+        self.attributes = {each.name: columns[f"attribute.{each.name}"] for each in group.attributes}
+        for first in range(0, self.table.count, _START_ROWS):
+            self._start(slice(first, min(first + _START_ROWS, self.table.count)))
+
+    def _start(self, rows: slice) -> None:
+        """Give the devices of some rows what they start with, in place."""
+
+        def draw(stream: str) -> NDArray[np.float32]:
+            words = draws(
+                self.group.seed, f"{self.group.name}/start/{stream}", 0, indices=self.table.indices_of(rows)
+            )
+            return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+        for item in self.table.model.fields:
+            if item.name in self.state:
+                self.state[item.name][rows] = start_column(item, draw)
+        self.connected[rows] = draw("connected") < _online_share(self.group)
+        for attribute in self.group.attributes:
+            self.attributes[attribute.name][rows] = _drawn_attribute(
+                attribute, draw(f"attribute/{attribute.name}")
+            )
+
+    def run(self, order: TickOrder, runner: Runner) -> TickSummary:
+        """Run the ordered ticks, in place, and return what happened; ticks that have been run are not run again.
+
+        ModelError, with nothing changed, if the order desires what the model cannot be told.
+        """
+        if order.desired and order.first_tick >= self.next_tick:
+            self._desire(order)
+        summary = TickSummary()
+        for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
+            summary = summary.then(self._run_tick(tick, runner))
+            self.next_tick = tick + 1
+        delta_count = self._delta_count(runner) if self.has_desired or self.table.overflow else 0
+        connected_count = int(np.count_nonzero(self.connected))
+        return summary.then(TickSummary(connected_count=connected_count, delta_count=delta_count))
+
+    def _desire(self, order: TickOrder) -> None:
+        """Write an operator's wish into the desired column of every twin, in place."""
+        table, now_s = self.table, self.time_s(order.first_tick)
+        for name, value in order.desired.items():
+            field = table.model.fields[table.model.position(name)]
+            if not field.is_settable:
+                raise ModelError(f"field {name!r} of model {table.model.name!r} cannot be set")
+            if not field.minimum <= value <= field.maximum:
+                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
+        for name, value in order.desired.items():
+            position = table.model.position(name)
+            desired, desired_at = table.desired[position], table.desired_at[position]
+            if desired is None or desired_at is None:
+                raise InvariantError(f"field {name!r} is settable and has no desired column")
+            desired[: table.count] = value
+            desired_at[: table.count] = now_s
+            table.desired_valid[: table.count] |= np.uint16(1 << position)
+            for row in list(table.overflow):
+                table.supersede(row, "desired", name)
+        table.version[: table.count] += np.uint32(1)
+        table.changed_at[: table.count] = now_s
+        table.reported_valid[: table.count] |= np.uint16(EXISTS)
+        self.has_desired = True
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of everything that is kept for each device: its twin, itself, windows and attributes."""
+        return self.arena.bytes.nbytes
+
+    def time_s(self, tick: int) -> int:
+        """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
+        return self.group.start_s + tick * self.group.tick_s
+
+    def _run_tick(self, tick: int, runner: Runner) -> TickSummary:
+        for window in self.windows.values():
+            window.roll(self.time_s(tick) // BUCKET_S)
+        group, table = self.group, self.table
+        moment = Moment(tick, self.time_s(tick), tick * group.tick_s)
+        before = {row: int(table.version[row]) for row in table.overflow}
+        rows = Rows(self._due_cells(tick), self._cell_spread, table.count)
+        counts = runner.run(self._turn(), moment, self.arena, rows).counts
+        for row, version in before.items():
+            if table.version[row] != version:
+                self._obey_kept(row)
+                table.supersede_reported(row)
+        return TickSummary(
+            device_ticks=table.count,
+            reports_due=counts[DUE],
+            reports_arrived=counts[ARRIVED],
+            reports_offline=counts[OFFLINE],
+        )
+
+    def _turn(self) -> Program:
+        program = self._programs.get(self.has_desired)
+        if program is None:
+            group = self.group
+            builder = Builder(self.arena.place)
+            period_s = group.report_every_ticks * group.tick_s
+            program = self._programs[self.has_desired] = write_turn(
+                Turn(
+                    self.table.model,
+                    group.name,
+                    group.seed,
+                    period_s,
+                    builder,
+                    self.has_desired,
+                    is_held=False,
+                )
+            )
+        return program
+
+    def _due_cells(self, tick: int) -> NDArray[np.int64]:
+        """Return the cells whose turn it is at a tick, ascending."""
+        phase = tick % self.group.report_every_ticks
+        due = self._due.get(phase)
+        if due is None:
+            # Consecutive cells, so that those of one turn lie side by side in memory.
+            cell_count = -(-self.group.count // CELL_ROWS)
+            turns = self._cell_numbers.astype(np.int64) * self.group.report_every_ticks // cell_count
+            due = self._due[phase] = np.flatnonzero(turns == phase).astype(np.int64)
+        return due
+
+    def _obey_kept(self, row: int) -> None:
+        """Let a device that has just reported take over what is desired of it and no column holds (21, not 21.0)."""
+        table = self.table
+        for position, field in enumerate(table.model.fields):
+            if field.is_settable and kind_of(field) == "float":
+                wished: Any = table.overflow[row].desired.get(field.name, False)
+                if type(wished) in (int, float) and field.minimum <= wished <= field.maximum:
+                    self.state[field.name][row] = wished
+                    table.reported[position][row] = wished
+
+    def _delta_count(self, runner: Runner) -> int:
+        """Return how many twins have a desired value that is not reported so."""
+        table = self.table
+        if self._comparison is None:
+            self._comparison = write_comparison(table.model, Builder(self.arena.place))
+        moment = Moment(self.next_tick, self.time_s(self.next_tick), self.next_tick * self.group.tick_s)
+        cells = np.arange(len(self._cell_numbers), dtype=np.int64)
+        rows = Rows(cells, self._cell_spread, table.count)
+        count = runner.run(self._comparison, moment, self.arena, rows).counts[DIFFERING]
+        # Of rows with an overflow the columns do not tell all.
+        for row in table.overflow:
+            count += ("delta" in table.load(row).document(0)["state"]) - table.differs_in_columns(row)
+        return count
+
+    def telemetry(self, row: int, now_s: int) -> dict[str, dict[str, Any]]:
+        """Return what the twin of a row remembers of its device's reports, as `ThingTelemetry.describe` does."""
+        document = self.table.load(row)
+        fields: dict[str, Any] = {}
+        for name, value in document.reported.items():
+            stamp = document.reported_metadata[name]
+            fields[name] = {"value": value, "timestamp": getattr(stamp, "timestamp", document.changed_at_s)}
+            if name in self.windows:
+                fields[name].update(summarise(self.windows[name].buckets(row, now_s // BUCKET_S)))
+        return {"reported": fields} if fields else {}
+
+
+def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
+    """Return the columns of a fleet beside those of its twins."""
+    model = model_named(group.model)
+    layout = device_layout(model)
+    layout["connected"] = np.dtype(np.uint8)
+    layout.update({f"attribute.{attribute.name}": np.dtype(np.uint8) for attribute in group.attributes})
+    for item in model.fields:
+        if item.is_windowed:
+            layout.update(WindowColumns.layout(item.name))
+    return layout
+
+
+def _online_share(group: Group) -> np.float32:
+    """Return which share of the devices is online at the start: as many as later on, where the model fixes that."""
+    rates = connection_rates(model_named(group.model))
+    if rates is None:
+        return np.float32(1.0)
+    online_s, offline_s = (constant_of(parse_formula(rate)) for rate in rates)
+    if online_s is None or offline_s is None:
+        return np.float32(1.0)
+    return np.float32(online_s / (online_s + offline_s))
+
+
+def _drawn_attribute(attribute: Attribute, drawn: NDArray[np.float32]) -> NDArray[np.uint8]:
+    weights = attribute.weights or (1.0,) * len(attribute.values)
+    total = math.fsum(weights)
+    bounds = np.array([math.fsum(weights[: i + 1]) / total for i in range(len(weights) - 1)], np.float32)
+    return np.searchsorted(bounds, drawn, side="right").astype(np.uint8)
+
+
+_WINDOW_PARTS: Final = {"count": np.uint16, "sum": np.float32, "min": np.float32, "max": np.float32}
+
+
+class WindowColumns:
+    """Count, sum, minimum and maximum of one field in two buckets of time, a row each: the present one and the last."""
+
+    def __init__(self, arena: Arena, field_name: str) -> None:
+        # No bucket of any time: the first roll makes the minimum and maximum those of nothing.
+        self.number = -1
+        self.columns = {
+            name.removeprefix(f"window.{field_name}."): arena.columns[name]
+            for name in self.layout(field_name)
+        }
+
+    @staticmethod
+    def layout(field_name: str) -> dict[str, np.dtype[Any]]:
+        """Return the columns of a field's window in a fleet's arena."""
+        return {
+            f"window.{field_name}.{which}.{name}": np.dtype(dtype)
+            for which in ("present", "last")
+            for name, dtype in _WINDOW_PARTS.items()
+        }
+
+    def roll(self, number: int) -> None:
+        """Move on to bucket `number`, in place."""
+        if number == self.number:
+            return
+        for name in _WINDOW_PARTS:
+            present, last = self.columns[f"present.{name}"], self.columns[f"last.{name}"]
+            if number == self.number + 1:
+                last[:] = present
+            else:
+                last[:] = 0
+            present[:] = {"min": np.inf, "max": -np.inf}.get(name, 0)
+        self.number = number
+
+    def buckets(self, row: int, number: int) -> list[list[float]]:
+        """Return the buckets of a row that are not older than the window at bucket `number`."""
+        return [
+            [mine, *(float(self.columns[f"{which}.{name}"][row]) for name in _WINDOW_PARTS)]
+            for which, mine in (("last", self.number - 1), ("present", self.number))
+            if mine >= number - 1
+        ]
