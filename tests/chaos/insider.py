@@ -1,9 +1,12 @@
 """Somebody beside a node, who asks its shard actors whatever the placement says: what they answer is in his history.
 
 `python -m tests.chaos.insider HEAD HISTORIES NODE NAME` is part of the platform on the data directory HEAD as a driver
-of its Ray, takes the auditor's things from `history.jsonl` in the directory HISTORIES, and wishes and reads those that
-the node serves when it begins, under its own NAME, until it is ended. It writes into `NAME.jsonl`, which is judged with
-the rest: a node that is cut off and goes on to serve is found out.
+of its Ray, takes the auditor's things from `history.jsonl` in the directory HISTORIES, and asks for those that the node
+serves when it begins, under its own NAME, until it is ended. It writes into `NAME.jsonl`, which is judged with the
+rest: a node that is cut off and goes on to serve is found out.
+
+Of one actor it only reads: who has tried to append and failed knows that something is wrong, and answers nothing any
+more; who is only read has nothing but its lease to tell it.
 """
 
 from __future__ import annotations
@@ -44,10 +47,12 @@ def main() -> None:
         if placement.nodes.get(home := placement.homes[shard_of(thing_name, len(placement.homes))]) == node
     }
     actors = {home: ray.get_actor(home) for home in set(homes.values())}
+    only_read = min(actors)
     client = Client(name, Recorder(histories / f"{name}.jsonl"), is_direct=True)
     while os.getppid() == parent:
         for thing_name, home in homes.items():
-            _wish(client, thing_name, actors[home])
+            if home != only_read:
+                _wish(client, thing_name, actors[home])
             _read(client, thing_name, actors[home])
             time.sleep(_PAUSE_S)
 
