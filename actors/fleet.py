@@ -6,20 +6,32 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from actors.behaviors import (
+    Behavior,
+    call_behavior,
+    due_step,
+    load_behavior,
+    report_request,
+    state_request,
+)
+from actors.errors import BehaviorUnusable
 from twins.clock import Clock, VirtualClock
 from twins.columns import QueryColumn
+from twins.digest import combine_digest
 from twins.errors import request_error
+from twins.handover import DEFAULT_BEHAVIOR, PinOrder, decode_pin_state
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.sharding import shard_of
 from twins.topics import matches
 
@@ -54,6 +66,14 @@ class Twin(Protocol):
     def telemetry(self) -> Awaitable[JsonObject]:
         """Return, per field, last value with its time, and count, min, max, mean over the sliding window."""
         ...
+
+
+@dataclass(frozen=True, order=True)
+class PinnedTwin:
+    """A twin with a behaviour of its own, `module:Class`."""
+
+    thing_name: str
+    behavior: str
 
 
 class Fleet(Protocol):
@@ -93,6 +113,10 @@ class Fleet(Protocol):
 
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
+        ...
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
         ...
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -139,6 +163,22 @@ def describe_request(thing_name: str) -> Request:
     return Request(Operation.DESCRIBE, thing_name, b"", "", is_direct=True)
 
 
+def pin_request(thing_name: str, behavior: str = DEFAULT_BEHAVIOR) -> Request:
+    """Return the request that gives a twin a behaviour of its own, `module:Class`."""
+    payload = msgspec.json.encode(PinOrder(behavior))
+    return Request(Operation.PIN, thing_name, payload, is_direct=True)
+
+
+def unpin_request(thing_name: str) -> Request:
+    """Return the request that folds a pinned twin back into its shard."""
+    return Request(Operation.UNPIN, thing_name, is_direct=True)
+
+
+def give_back_request(thing_name: str) -> Request:
+    """Return the request that gives the row of a simulated device back that a real one has taken over."""
+    return Request(Operation.GIVE_BACK, thing_name, is_direct=True)
+
+
 def reply_document(reply: Reply) -> JsonObject:
     """Return the body of a reply as an object; a refusal is raised as its RequestError."""
     document: JsonObject = msgspec.json.decode(reply.payload) if reply.payload else {}
@@ -150,7 +190,38 @@ def reply_document(reply: Reply) -> JsonObject:
 def arrow_table(parts: Iterable[Mapping[str, QueryColumn]]) -> pa.Table:
     """Return the rows of several tables of twins as one Arrow table; a column that a part lacks is null there."""
     tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    return joined(tables)
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of all tables; a column that is of numbers here, of texts or truth values there, is of texts.
+
+    Models of users may call different things by the same name.
+    """
+    if not tables:
+        return pa.table({})
+    kinds: dict[str, set[str]] = {}
+    for table in tables:
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(_kind(field.type))
+    mixed = [name for name, found in kinds.items() if len(found) > 1]
+    if mixed:
+        tables = [_with_texts(table, mixed) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _kind(of_type: pa.DataType) -> str:
+    if pa.types.is_string(of_type):
+        return "text"
+    return "truth" if pa.types.is_boolean(of_type) else "number"
+
+
+def _with_texts(table: pa.Table, names: Collection[str]) -> pa.Table:
+    for name in names:
+        position = table.schema.get_field_index(name)
+        if position >= 0:
+            table = table.set_column(position, name, table.column(position).cast(pa.string()))
+    return table
 
 
 def _arrow_column(column: QueryColumn) -> pa.Array:
@@ -202,6 +273,7 @@ class LocalFleet:
         self._virtual = VirtualClock(0.0)
         self._clock: Clock = clock or self._virtual
         self._listeners: list[tuple[str, Callable[[Publish], None]]] = []
+        self._behaviors: dict[PinnedTwin, Behavior] = {}
 
     @property
     def shard_count(self) -> int:
@@ -221,11 +293,18 @@ class LocalFleet:
         request = msgspec.structs.replace(request, is_direct=True)
         shard = self._shards[shard_of(request.thing_name, self.shard_count)]
         outcome = shard.apply(Batch("", 0, [request]), self._clock.now_s())
-        for message in outcome.publishes:
+        self._tell(outcome.publishes)
+        return outcome.replies[0]
+
+    def _tell(self, messages: Iterable[Publish]) -> None:
+        for message in messages:
             for topic_filter, listener in self._listeners:
                 if matches(topic_filter, message.topic):
                     listener(message)
-        return outcome.replies[0]
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
+        return sorted(PinnedTwin(*pin) for shard in self._shards for pin in shard.handover.pinned())
 
     async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
         """Return the answers to many requests, in their order."""
@@ -265,7 +344,24 @@ class LocalFleet:
             group = self._groups[order.group]
             end_s = group.start_s + (order.first_tick + order.tick_count) * group.tick_s
             self._virtual.advance_to(max(self._virtual.now_s(), end_s))
+            for shard in self._shards:
+                self._tell(shard.announcements)
+                shard.announcements.clear()
+            await self._call_behaviors()
         return summaries
+
+    async def _call_behaviors(self) -> None:
+        """Call each behaviour that is due once; BehaviorUnusable if one raises, or what it answers is refused."""
+        pinned = await self.pins()
+        self._behaviors = {pin: self._behaviors.get(pin) or load_behavior(pin.behavior) for pin in pinned}
+        for pin, behavior in self._behaviors.items():
+            state = decode_pin_state((await self.ask(state_request(pin.thing_name))).payload)
+            step = due_step(behavior, pin.thing_name, state)
+            if step is not None:
+                answer = call_behavior(behavior, pin.behavior, step)
+                reply = await self.ask(report_request(pin.behavior, state, step, answer))
+                if reply.status != 200:
+                    raise BehaviorUnusable(pin.behavior, f"refused: {reply.payload.decode()}")
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""

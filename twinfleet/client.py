@@ -80,6 +80,19 @@ class OperatorClient:
         """Return everything that a twin is."""
         return self._ask("GET", f"/v1/twins/{quote(thing_name, safe='')}")
 
+    def give_back(self, thing_name: str) -> Document:
+        """Give a simulated device's row back to the simulation."""
+        return self._ask("POST", f"/v1/twins/{quote(thing_name, safe='')}/give-back")
+
+    def pin(self, thing_name: str, behavior: str) -> Document:
+        """Give a twin an actor of its own that runs a behaviour; '' for the one of a device that obeys."""
+        body = {"behavior": behavior} if behavior else {}
+        return self._ask("PUT", f"/v1/pins/{quote(thing_name, safe='')}", body=body)
+
+    def unpin(self, thing_name: str) -> Document:
+        """Fold a pinned twin back into its shard."""
+        return self._ask("DELETE", f"/v1/pins/{quote(thing_name, safe='')}")
+
     def update_desired(self, thing_name: str, desired: Mapping[str, Any], shadow_name: str = "") -> Document:
         """Merge `desired` into a shadow and return the accepted document."""
         body = {"state": {"desired": desired}}
@@ -116,8 +129,10 @@ class OperatorClient:
         """Revoke a device's certificates, remove its twin and forget it."""
         return self._ask("DELETE", f"/v1/things/{quote(name, safe='')}")
 
-    def create_fleet(self, name: str, model: str, *, count: int, seed: int, report_every_s: int) -> Document:
-        """Create a standing simulated fleet and return its description."""
+    def create_fleet(
+        self, name: str, model: str | Mapping[str, Any], *, count: int, seed: int, report_every_s: int | None
+    ) -> Document:
+        """Create a standing simulated fleet of a shipped model, or of one as data, and return its description."""
         body = {"name": name, "model": model, "count": count, "seed": seed, "report_every_s": report_every_s}
         return self._ask("POST", "/v1/fleets", body=body)
 

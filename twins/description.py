@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twins.handover import Pin
 from twins.messages import Connectivity
 from twins.shadow import ShadowDocument
 from twins.simulated import SimulatedFleet
@@ -38,7 +39,12 @@ def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
     link = {"connected": bool(fleet.connected[row]), "timestamp": None, "disconnect_reason": None}
     return {
         "origin": "simulated",
-        "model": group.model,
+        "model": group.model.name,
         "attributes": attributes,
         "connectivity": {**link, "session": None, "version": None},
     }
+
+
+def describe_pin(pin: Pin | None) -> dict[str, Any] | None:
+    """Return the behaviour that a twin has of its own, None where it has none; times are the twin's."""
+    return None if pin is None else {"behavior": pin.behavior, "stepped_at": pin.stepped_s}

@@ -142,6 +142,10 @@ def _float_step(step, shared, registers, n):
         y, share = floats[b][:n], shared[0][c]
         for i in range(n):
             out[i] = x[i] + (y[i] - x[i]) * share
+    elif op == Op.SCALED:
+        y, factor = floats[b][:n], shared[0][c]
+        for i in range(n):
+            out[i] = x[i] + y[i] * factor
     elif op == Op.FILL:
         value = shared[0][a]
         for i in range(n):

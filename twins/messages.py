@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from twins.model import Attribute, Group
+from twins.model import Attribute, DeviceModel, Group
+from twins.model_rules import check_model
+from twins.shipped import model_named
 
 
 class Operation(IntEnum):
@@ -30,6 +32,11 @@ class Operation(IntEnum):
     DESCRIBE = 10
     DEFENDER = 11
     ANNOUNCE_DELTA = 12
+    GIVE_BACK = 13
+    PIN = 14
+    UNPIN = 15
+    PIN_STATE = 16
+    PIN_REPORT = 17
 
 
 SHADOW_OPERATION: Final = {
@@ -45,6 +52,7 @@ READ_ONLY: Final = frozenset(
         Operation.SHADOW_LIST,
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
+        Operation.PIN_STATE,
     }
 )
 
@@ -63,6 +71,18 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_direct: bool = False
 
 
+class Places(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where the requests of a batch stand in their broker's order, one place for each (0: none, it never comes again).
+
+    A place is the same when a request is delivered again, and later ones have higher places, as long as `memory` is the
+    same. `doubtful` are positions of requests that come again from a broker that may have forgotten what followed them.
+    """
+
+    memory: int
+    places: list[int]
+    doubtful: list[int] = []
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent.
 
@@ -72,6 +92,23 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     source: str
     sequence: int
     requests: list[Request]
+    places: Places | None = None
+
+
+def is_succeeded(source: str, known: dict[str, Any]) -> bool:
+    """Tell whether a later start of who bears the name of a source is among the known ones, the last heard last."""
+    if source == next(reversed(known), source):
+        # Nobody was heard after it: as nearly always.
+        return False
+    name, start = _start_of(source)
+    return any(
+        known_name == name and known_start > start for known_name, known_start in map(_start_of, known)
+    )
+
+
+def _start_of(source: str) -> tuple[str, int]:
+    name, _, start = source.rpartition("/")
+    return (name, int(start)) if start.isdecimal() else (source, 0)
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -177,10 +214,14 @@ class TickSummary(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupOrder(msgspec.Struct, frozen=True):
-    """Create a simulated group (its fields as in `model.Group`), or remove one."""
+    """Create a simulated group (its fields as in `model.Group`).
+
+    The model travels as its definition, so that a journal that is read again makes the same devices, whatever has
+    become of the model's file or of this program meanwhile. Orders of earlier versions have a name there.
+    """
 
     name: str
-    model: str = ""
+    model: str | DeviceModel = ""
     thing_name: str = ""
     count: int = 0
     seed: int = 0
@@ -188,6 +229,11 @@ class GroupOrder(msgspec.Struct, frozen=True):
     tick_s: int = 1
     report_every_ticks: int = 10
     attributes: list[tuple[str, tuple[str, ...], tuple[float, ...]]] = []
+
+    @property
+    def model_name(self) -> str:
+        """Return what the model is called."""
+        return self.model if isinstance(self.model, str) else self.model.name
 
     @classmethod
     def of(cls, group: Group) -> GroupOrder:
@@ -205,11 +251,13 @@ class GroupOrder(msgspec.Struct, frozen=True):
         )
 
     def group(self) -> Group:
-        """Return the group that this order describes; ModelError if it describes none."""
+        """Return the group that this order describes; ModelError if it describes none, or its model is not sound."""
+        model = model_named(self.model) if isinstance(self.model, str) else self.model
+        check_model(model)
         attributes: Sequence[Attribute] = tuple(Attribute(*parts) for parts in self.attributes)
         return Group(
             self.name,
-            self.model,
+            model,
             self.thing_name,
             self.count,
             self.seed,

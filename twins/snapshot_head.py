@@ -11,7 +11,9 @@ from typing import Final
 import msgspec
 
 from twins.defender import Report
+from twins.handover import Pin, Takeover
 from twins.messages import Connectivity, GroupOrder, Outcome
+from twins.places import LastPlaces
 
 # Version 4 has the columns of block programs; what was written before the first release is not read any more.
 FORMAT_VERSION: Final = 4
@@ -28,7 +30,10 @@ class TablePart(msgspec.Struct, frozen=True):
 
 
 class FleetPart(msgspec.Struct, frozen=True):
-    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row."""
+    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row.
+
+    `held` says what rows are held for.
+    """
 
     order: GroupOrder
     next_tick: int
@@ -36,6 +41,7 @@ class FleetPart(msgspec.Struct, frozen=True):
     window_numbers: dict[str, int]
     overflow: dict[int, bytes]
     stream_bytes: int
+    held: dict[int, int] = {}
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -52,6 +58,10 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
+    # A snapshot from before there were places has none, which is what it stands for.
+    places: LastPlaces = msgspec.field(default_factory=LastPlaces)
+    takeovers: dict[str, Takeover] = {}
+    pins: dict[str, Pin] = {}
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode

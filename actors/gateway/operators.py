@@ -50,13 +50,13 @@ class _Body(BaseModel):
 
 
 class FleetRequest(_Body):
-    """A standing simulated fleet to be created."""
+    """A standing simulated fleet to be created; `model` names a shipped model, or is one: the data of a model file."""
 
     name: str
-    model: str
+    model: str | dict[str, Any]
     count: Annotated[int, Field(ge=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    report_every_s: Annotated[int, Field(ge=1, le=_REPORT_EVERY_MAX_S)] = 10
+    report_every_s: Annotated[int, Field(ge=1, le=_REPORT_EVERY_MAX_S)] | None = None
 
 
 def create_app(
@@ -129,6 +129,12 @@ def _twin_routes(fleet: Fleet) -> APIRouter:
     @router.get("/v1/twins/{thing}/telemetry", summary="Get last values and sliding-window aggregates")
     async def get_telemetry(thing: str) -> Response:
         return await ask(fleet, Operation.TELEMETRY_GET, thing)
+
+    @router.post(
+        "/v1/twins/{thing}/give-back", summary="Give a simulated device's row back to the simulation"
+    )
+    async def give_back(thing: str) -> Response:
+        return await ask(fleet, Operation.GIVE_BACK, thing)
 
     return router
 
@@ -212,7 +218,7 @@ def _probe_routes(registry: Registry, platform: PlatformView, metrics: GatewayMe
 def _fleet_view(fleet: FleetRecord) -> dict[str, Any]:
     return {
         "name": fleet.group.name,
-        "model": fleet.group.model,
+        "model": fleet.group.model_name,
         "count": fleet.group.count,
         "seed": fleet.group.seed,
         "thing_name": fleet.group.thing_name,

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -41,6 +42,7 @@ from twins.errors import InvariantError, ModelError
 from twins.messages import GroupOrder
 from twins.model import Group
 from twins.sharding import NamePattern
+from twins.shipped import model_named
 
 NOW_S = 1_760_000_000.0
 
@@ -82,7 +84,7 @@ def certificate_for(authority: CertificateAuthority, name: str) -> IssuedCertifi
 
 
 def fleet_named(name: str) -> FleetRecord:
-    group = Group(name, "thermostat", f"{name}-{{i:06d}}", 10, seed=1, start_s=int(NOW_S))
+    group = Group(name, model_named("thermostat"), f"{name}-{{i:06d}}", 10, seed=1, start_s=int(NOW_S))
     return FleetRecord(GroupOrder.of(group), int(NOW_S))
 
 
@@ -450,6 +452,43 @@ async def test_what_was_registered_outlives_the_store(
     finally:
         await registry.close()
         store.stop()
+
+
+@pytest.mark.parametrize("does_change", [False, True])
+async def test_nobody_hears_that_a_kept_connection_was_to_a_store_that_has_ended(
+    tmp_path: Path, authority: CertificateAuthority, *, does_change: bool
+) -> None:
+    store = start_store(tmp_path)
+    registry = await Registry.open(store.url, VirtualClock(NOW_S))
+    try:
+        await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+        os.kill(store.pid, signal.SIGKILL)
+        store.stop()
+        store.start()
+        if does_change:
+            await registry.things.add(thing_named("bell"), certificate_for(authority, "bell"))
+        assert (await registry.things.get("lamp")).name == "lamp"
+    finally:
+        await registry.close()
+        store.stop()
+
+
+async def test_a_change_that_was_made_before_its_connection_broke_is_made_once(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit: Any = registry._store._commit
+
+    async def commit_twice(**arguments: Any) -> Any:
+        await commit(**arguments)
+        return await commit(**arguments)
+
+    monkeypatch.setattr(registry._store, "_commit", commit_twice)
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert await registry.things.count() == 1
+    # What somebody else has appended under that number is not taken for it.
+    registry._store._sequence = 0
+    with pytest.raises(StoreError, match="another process"):
+        await registry.things.add(thing_named("bell"), certificate_for(authority, "bell"))
 
 
 async def test_a_full_store_refuses_changes_whole(

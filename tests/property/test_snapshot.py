@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,21 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.json_values import any_states, exact, whole_values
-from twins import model
+from twins import messages, snapshot
+from twins.digest import combine_digest
 from twins.errors import SnapshotError
 from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
-from twins.model import Attribute, Group
+from twins.model import Attribute, Field, Group
 from twins.shadow import encode_json
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
+from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 from twins.snapshot_head import FORMAT_VERSION
 
 NOW_S = 1_700_000_000
 SITES = Attribute("site", ("berlin", "paris"), (0.75, 0.25))
 GROUPS = (
-    Group("homes", "thermostat", "home-{i}", 300, 1, NOW_S, attributes=(SITES,)),
-    Group("offices", "thermostat", "office-{i:04d}", 40, 2, NOW_S, 5, 3),
-    Group("elsewhere", "thermostat", "z{i}", 1, 2, NOW_S),
+    Group("homes", model_named("thermostat"), "home-{i}", 300, 1, NOW_S, attributes=(SITES,)),
+    Group("offices", model_named("thermostat"), "office-{i:04d}", 40, 2, NOW_S, 5, 3),
+    Group("elsewhere", model_named("thermostat"), "z{i}", 1, 2, NOW_S),
 )
 THINGS = ("lamp", "door", "heater", "home-7", "office-0039")
 
@@ -39,7 +42,17 @@ payloads = (
         lambda number: encode_json({"hed": {"rid": number, "v": "1.0"}, "met": {"ns": {"bi": number}}}),
         st.integers(0, 9),
     )
-    | st.just(b"")
+    | st.sampled_from(
+        [
+            b"",
+            b'{"model":"thermostat","attributes":{"site":"oslo","floor":"2"}}',
+            b'{"behavior":"heating:Boiler"}',
+            (
+                b'{"behavior":"heating:Boiler","after_s":null,"at_s":7,'
+                b'"state":{"reported":{"temperature":1e400,"set_point":22}},"memory":{"n":[1]}}'
+            ),
+        ]
+    )
 )
 requests = st.builds(
     Request,
@@ -65,6 +78,10 @@ def new_shard() -> Shard:
         shard.create_group(group)
     payload = encode_json({"model": "thermostat", "attributes": {"site": "rom"}})
     shard.apply(Batch("", 0, [Request(Operation.REGISTER, "heater", payload)]), NOW_S)
+    for thing in ("home-8", "office-0038"):
+        shard.apply(Batch("", 0, [Request(Operation.REGISTER, thing, payload)]), NOW_S)
+        shard.apply(Batch("", 0, [Request(Operation.PIN, thing)]), NOW_S)
+    shard.apply(Batch("", 0, [Request(Operation.GIVE_BACK, "office-0038")]), NOW_S)
     return shard
 
 
@@ -90,8 +107,9 @@ def everything(shard: Shard) -> Any:
             (Operation.SHADOW_LIST, ""),
             (Operation.TELEMETRY_GET, ""),
             (Operation.DESCRIBE, ""),
+            (Operation.PIN_STATE, ""),
         )
-        for thing in (*THINGS, "home-299", "z0")
+        for thing in (*THINGS, "home-8", "office-0038", "home-299", "z0")
     ]
     replies = shard.apply(Batch("", 0, asked), now_s).replies
     columns = [
@@ -106,6 +124,9 @@ def everything(shard: Shard) -> Any:
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
         "models": shard.model_of,
+        "takeovers": shard.handover.takeovers,
+        "pins": shard.handover.pins,
+        "held": [fleet.held for fleet in shard.fleets.values()],
         # Their order is which of them is forgotten first.
         "unregistered": list(shard.unregistered),
     }
@@ -202,12 +223,19 @@ def test_a_snapshot_of_another_version_is_refused_and_named(version: int, age: s
         load_shard(magic + hashlib.sha256(rest).digest() + rest)
 
 
-def test_a_snapshot_of_a_model_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = (*model.THERMOSTAT.fields, model.Field("mode", "mode", "", dtype="choice", choices=("heat",)))
-    changed = model.DeviceModel("thermostat", fields)
-    monkeypatch.setattr(model, "MODELS", {"thermostat": changed, "untyped": model.UNTYPED})
+def test_a_simulated_fleet_keeps_the_model_that_it_was_created_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "model_named", lambda _: pytest.fail("a name was looked up"))
+    assert load_shard(DATA).fleets["homes"].group == GROUPS[0]
+
+
+def test_a_snapshot_of_real_things_whose_model_has_changed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thermostat = model_named("thermostat")
+    fields = (*thermostat.fields, Field("mode", "mode", "", dtype="choice", choices=("heat",)))
+    monkeypatch.setattr(snapshot, "model_named", lambda _: replace(thermostat, fields=fields))
     with pytest.raises(SnapshotError, match="thermostat"):
         load_shard(DATA)
-    monkeypatch.setattr(model, "MODELS", {"untyped": model.UNTYPED})
+    monkeypatch.setattr(snapshot, "model_named", lambda _: model_named("toaster"))
     with pytest.raises(SnapshotError, match="no device model"):
         load_shard(DATA)
