@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from actors.placement import Placement, PlacementStore
+from actors.placement import Change, Placement, PlacementStore
 from actors.processes import free_port
 from actors.settings import UrlEndpoint
 from tests.chaos.network import HEAD_ADDRESS, NODE_ADDRESS, Network, own_network
@@ -135,7 +135,8 @@ class Stage:
     def want_on_node(self, shard: int) -> None:
         """Have a shard wanted on the further node."""
         with contextlib.closing(PlacementStore.at(self.platform.endpoints.redis.url)) as store:
-            store.change(lambda placement: placement.moved_to(shard, NODE))
+            told = Change("placement.move", f"shard {shard} to {NODE}")
+            store.change(lambda placement: placement.moved_to(shard, NODE), told)
 
     def join(self, store_at: tuple[str, int] | None = None) -> RunningNode:
         """Start a further node, as far away as can be; it looks for the store at another address where one is given.
