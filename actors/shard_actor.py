@@ -22,10 +22,12 @@ import ray
 from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
+from actors.arrow_tables import arrow_table, join_tables
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
+    FleetReading,
     JsonObject,
-    arrow_table,
+    ShardColumns,
     describe_request,
     reply_document,
     shadow_request,
@@ -38,6 +40,7 @@ from actors.shard_keeper import ShardKeeper
 from actors.tick_turns import TickTurns, Work
 from actors.wall_clock import WallClock, boot_time_s
 from twins.clock import Clock
+from twins.fleet_answer import FleetQuestion, answer_question
 from twins.messages import (
     READ_ONLY,
     Batch,
@@ -290,8 +293,36 @@ class ShardHost:
 
     def twins_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of these shards' twins."""
-        found = self._settled().shards(shards).values()
-        return arrow_table(part for shard in found for part in shard.select(columns))
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        tables = [arrow_table(shard.select(columns), read_at={n: now_s}) for n, shard in found.items()]
+        return join_tables(tables)
+
+    def shard_columns(self, shards: Sequence[int], columns: frozenset[str]) -> list[ShardColumns]:
+        """Return these columns of these shards' twins."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return [ShardColumns(n, now_s, list(shard.select(columns))) for n, shard in found.items()]
+
+    def telemetry_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
+        """Return the wanted columns of what these shards' twins remember of their telemetry."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return join_tables(
+            [
+                arrow_table(shard.select_telemetry(columns, now_s), read_at={n: now_s})
+                for n, shard in found.items()
+            ]
+        )
+
+    def answer(self, shards: Sequence[int], question: FleetQuestion) -> FleetReading:
+        """Return the answer of these shards to a fleet query."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        parts = [
+            FleetReading(answer_question(shard, question, now_s), {n: now_s}) for n, shard in found.items()
+        ]
+        return FleetReading.of(question, parts)
 
     def digest_leaves(self, shards: Sequence[int]) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that these shards hold."""

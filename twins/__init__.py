@@ -7,6 +7,7 @@ Reading order (a module imports only modules that stand before it in this list):
 `errors` · `clock` · `draws` · `sharding` · `topics` · `words` · `units` · `forms` · `expressions` · `model` ·
 `formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` · `defender` ·
 `messages` · `places` · `window` · `arena` · `program` · `interpreter` · `kernels` · `runners` · `table` ·
-`generators` · `behavior` · `simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` · `columns` ·
-`query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` · `snapshot`
+`generators` · `behavior` · `simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` ·
+`overflow_columns` · `columns` · `telemetry_columns` · `query_terms` · `query_grammar` · `query` · `query_columns` ·
+`description` · `shard` · `fleet_answer` · `snapshot_head` · `snapshot`
 """

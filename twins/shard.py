@@ -6,10 +6,9 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from typing import Any, Final
 
-from twins.columns import QueryColumn, select_rows
+from twins.columns import QueryColumn, select_tables
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
 from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
@@ -48,10 +47,11 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
-from twins.shipped import MODELS, model_named
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
+from twins.telemetry_columns import select_telemetry
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
 
@@ -541,37 +541,20 @@ class Shard:
         return real + sum(fleet.table.count for fleet in list(self.fleets.values()))
 
     def select(self, wanted: Collection[str] | None) -> Iterator[dict[str, QueryColumn]]:
-        """Yield the wanted columns (None: all) of each table of twins in this shard.
-
-        A model without twins is there as a table without rows, so that every column can be asked for at any time.
-        """
+        """Return the wanted columns (None: all) of each table of twins in this shard; see `columns.select_tables`."""
         self.write_rows()
-        missing = dict.fromkeys(MODELS)
-        for table in self.tables.values():
-            if table.count:
-                missing.pop(table.model.name, None)
-                yield select_rows(table, wanted, connectivity=self.connectivity)
-        for fleet in self.fleets.values():
-            if fleet.table.count:
-                missing.pop(fleet.table.model.name, None)
-                yield select_rows(
-                    fleet,
-                    wanted,
-                    connectivity=self.connectivity,
-                    taken=self.handover.taken(),
-                )
-        for name in missing:
-            yield select_rows(_no_rows(name), wanted, connectivity={})
+        sources: list[NamedRows | SimulatedFleet] = [*self.tables.values(), *self.fleets.values()]
+        return select_tables(sources, wanted, connectivity=self.connectivity, taken=self.handover.taken())
+
+    def select_telemetry(
+        self, wanted: Collection[str] | None, now_s: float
+    ) -> Iterator[dict[str, QueryColumn]]:
+        """Return the wanted columns (None: all) of what twins remember of their telemetry; see `telemetry_columns`."""
+        return select_telemetry(self.telemetry.read(), self.fleets.values(), wanted, now_s=int(now_s))
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""
         return self._simulation.digest_leaves()
-
-
-@cache
-def _no_rows(model: str) -> NamedRows:
-    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
-    return NamedRows(model_named(model))
 
 
 def _topic(request: Request) -> str:

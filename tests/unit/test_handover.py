@@ -70,14 +70,9 @@ def row_of(shard: Shard, thing: str = THING) -> dict[str, Any]:
     """Return what a question finds of a twin, None where a column has nothing."""
     found: dict[str, Any] = {}
     for part in shard.select(None):
-        if thing not in (names := list(part["name"].values)):
-            continue
-        row = names.index(thing)
-        for name, column in part.items():
-            value: Any = column.values[row]
-            if column.is_valid is not None and not column.is_valid[row]:
-                value = None
-            found[name] = column.choices[int(value)] if column.choices and value is not None else value
+        names = [part["name"].cell(row) for row in range(len(part["name"].values))]
+        if thing in names:
+            found = {name: column.cell(names.index(thing)) for name, column in part.items()}
     return found
 
 
@@ -105,7 +100,7 @@ def test_a_thing_takes_the_row_of_a_simulated_device_over_with_its_shadow(shard:
     assert (other["origin"], other["floor"]) == ("simulated", None)
     assert other["site"] in ("berlin", "paris")
     connect(shard, 1)
-    assert row_of(shard)["connected"] is np.True_
+    assert row_of(shard)["connected"] == np.True_
     assert done(shard, Operation.DESCRIBE)["connectivity"]["connected"] is True
 
 
