@@ -149,7 +149,12 @@ class ShardHost:
 
     def release_shards(self, shards: Sequence[int]) -> list[int]:
         """Serve shards no more; return those that nobody serves now. All that they took in is in their journals."""
-        return self._settled().release(shards)
+        keeper = self._settled()
+        held = keeper.held()
+        for number in shards:
+            if number in held:
+                self._ticks.leave(held[number])
+        return keeper.release(shards)
 
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
@@ -270,6 +275,9 @@ class ShardHost:
         """
         keeper = self._settled()
         orders = decode_orders(encoded)
+        late = self._ticks.told_late(work, orders)
+        if late is not None:
+            return encode(late)
         turn = self._ticks.turn(keeper, work, orders)
         for order in orders:
             self._prepare_for(keeper.shards([number for number, _ in work]).values(), order.group)

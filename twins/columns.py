@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from twins.messages import Connectivity
 from twins.model import Field
 from twins.overflow_columns import overflow_columns
 from twins.sharding import NamePattern
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.table import EXISTS, NamedRows, TwinTable
 
@@ -56,6 +57,33 @@ def column_of_attribute(name: str) -> str:
     # Also what begins like a name that was changed, or two attributes could share a column.
     taken = name in FIXED_COLUMNS or name.startswith(("reported_", "desired_", "attribute_"))
     return f"attribute_{name}" if taken else name
+
+
+def select_tables(
+    sources: Iterable[NamedRows | SimulatedFleet],
+    wanted: Collection[str] | None,
+    *,
+    connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, QueryColumn]]:
+    """Yield the wanted columns (None: all) of each table that has twins; see `select_rows`.
+
+    A model without twins is there as a table without rows, so that every column can be asked for at any time.
+    """
+    missing = dict.fromkeys(MODELS)
+    for source in sources:
+        table = source if isinstance(source, NamedRows) else source.table
+        if table.count:
+            missing.pop(table.model.name, None)
+            yield select_rows(source, wanted, connectivity=connectivity, taken=taken)
+    for name in missing:
+        yield select_rows(_no_rows(name), wanted, connectivity={})
+
+
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
 
 
 def select_rows(
@@ -257,16 +285,30 @@ def _attributes(
             for name, texts in sorted(_texts_by_attribute(source).items())
         }
     makers: dict[str, Callable[[], QueryColumn]] = {}
+    count = source.table.count
     own = {attribute.name: attribute for attribute in source.group.attributes}
     for attribute in own.values():
-        positions = source.attributes[attribute.name][: source.table.count].copy()
-        column = QueryColumn(positions, None, attribute.values)
+        column = QueryColumn(source.attributes[attribute.name][:count].copy(), None, attribute.values)
         makers[column_of_attribute(attribute.name)] = partial(_with_guests, column, attribute.name, guests)
     for name in sorted({name for guest in guests for name in guest.attributes} - own.keys()):
-        count = source.table.count
         column = QueryColumn(np.zeros(count, np.uint8), np.zeros(count, np.bool_), ("",))
         makers[column_of_attribute(name)] = partial(_with_guests, column, name, guests)
     return makers
+
+
+def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> QueryColumn:
+    """Return a column of an attribute with what real devices in its rows were registered with."""
+    own = {guest.row: guest.attributes[name] for guest in guests if name in guest.attributes}
+    if not own:
+        return column
+    choices = (*column.choices, *sorted(set(own.values()) - set(column.choices)))
+    values = np.asarray(column.values).astype(np.uint32)
+    is_valid = None if column.is_valid is None else column.is_valid.copy()
+    for row, text in own.items():
+        values[row] = choices.index(text)
+        if is_valid is not None:
+            is_valid[row] = True
+    return QueryColumn(values, is_valid, choices)
 
 
 def _texts_by_attribute(table: NamedRows) -> dict[str, dict[int, str]]:
@@ -286,18 +328,3 @@ def _text_column(texts: Mapping[int, str], count: int) -> QueryColumn:
     values[rows] = [positions.setdefault(text, len(positions)) for text in texts.values()]
     is_valid[rows] = True
     return QueryColumn(values, is_valid, tuple(positions) or ("",))
-
-
-def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> QueryColumn:
-    """Return a column of an attribute with what real devices in its rows were registered with."""
-    own = {guest.row: guest.attributes[name] for guest in guests if name in guest.attributes}
-    if not own:
-        return column
-    choices = (*column.choices, *sorted(set(own.values()) - set(column.choices)))
-    values = np.asarray(column.values).astype(np.uint32)
-    is_valid = None if column.is_valid is None else column.is_valid.copy()
-    for row, text in own.items():
-        values[row] = choices.index(text)
-        if is_valid is not None:
-            is_valid[row] = True
-    return QueryColumn(values, is_valid, choices)

@@ -154,8 +154,9 @@ class SimulatedFleet:
             field = model.fields[model.position(name)]
             if not field.is_settable:
                 raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
+            low, high = field.number_bounds
+            if not low <= value <= high:
+                raise ModelError(f"{name} {value} is not between {low} and {high}")
 
     def desire(self, order: TickOrder) -> bool:
         """Write an operator's wish into the desired column of every twin, in place; tell whether there was one.
