@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from twins.arena import Arena
 from twins.draws import INDEX_MULTIPLIER
 from twins.interpreter import Effects, Rows
-from twins.program import CELL_ROWS, Builder, Moment, Op, Program
+from twins.program import (
+    CELL_ROWS,
+    HISTOGRAM_BUCKETS,
+    HISTOGRAM_FIRST,
+    HISTOGRAM_SHIFT,
+    Builder,
+    Moment,
+    Op,
+    Program,
+)
 
 # 4,096 rows: a dozen registers of them fit the second-level cache, and what an operation costs besides is little then.
 BLOCK_CELLS: Final = 128
@@ -26,6 +35,8 @@ BLOCK_CELLS: Final = 128
 _CALL_CELLS: Final = 16_384
 _compiled = numba.njit(nogil=True, error_model="numpy")
 _MULTIPLIER: Final = np.uint32(INDEX_MULTIPLIER)
+# Undoes what spreads the numbers of devices.
+_INVERSE: Final = np.uint32(pow(INDEX_MULTIPLIER, -1, 1 << 32))
 _PER_HALF: Final = np.float32(2.0**-16)
 _PER_24_BITS: Final = np.float32(2.0**-24)
 _WORD_MAX: Final = np.float32(4294967040.0)
@@ -106,12 +117,18 @@ def _execute(code: Any, shared: Any, registers: Any, columns: Any, rows: Any, ef
                 _load_step((op, d, a, b), registers, columns, block)
             elif op == Op.ROWS:
                 _rows(registers[3][d], block, rows[2])
+            elif op == Op.NUMBERS:
+                _numbers(registers[0][d], block, rows[1])
             elif op < Op.COUNT:
                 _store_step((op, a, b, c), shared, registers, columns, block)
             elif op == Op.COUNT:
                 _count(registers[3][a], len(block) * CELL_ROWS, effects[0], b)
-            else:
+            elif op == Op.EMIT:
                 _emit(registers[3][a], block, effects[1][b], effects[2], b)
+            elif op == Op.TAKE:
+                _take(registers[0][a], registers[3][b], len(block), effects[1][c], effects[2], c)
+            else:
+                _histogram(registers[0][a], registers[3][b], len(block) * CELL_ROWS, effects[0], c)
 
 
 # Floats
@@ -434,6 +451,15 @@ def _to_half(bits, out, x, floats):
 
 
 @_compiled
+def _numbers(out, cells, cell_spread):
+    for cell in range(len(cells)):
+        place = out[cell * CELL_ROWS : (cell + 1) * CELL_ROWS]
+        first = uint32(cell_spread[cells[cell]] * _INVERSE)
+        for i in range(CELL_ROWS):
+            place[i] = uint32(first + uint32(i))
+
+
+@_compiled
 def _is_run(cells):
     return cells[-1] - cells[0] == len(cells) - 1
 
@@ -577,9 +603,35 @@ def _count(mask, n, counts, number):
 @_compiled
 def _emit(mask, cells, found, lengths, number):
     length = lengths[number]
+    # Most cells have nothing to list: eight rows are looked at together.
+    eights = mask.view(np.uint64)
     for cell in range(len(cells)):
-        for i in range(CELL_ROWS):
-            if mask[cell * CELL_ROWS + i]:
-                found[length] = cells[cell] * CELL_ROWS + i
-                length += 1
+        first = cell * (CELL_ROWS // 8)
+        if eights[first] | eights[first + 1] | eights[first + 2] | eights[first + 3]:
+            for i in range(CELL_ROWS):
+                if mask[cell * CELL_ROWS + i]:
+                    found[length] = cells[cell] * CELL_ROWS + i
+                    length += 1
     lengths[number] = length
+
+
+@_compiled
+def _take(values, mask, cell_count, found, lengths, number):
+    length = lengths[number]
+    eights = mask.view(np.uint64)
+    for cell in range(cell_count):
+        first = cell * (CELL_ROWS // 8)
+        if eights[first] | eights[first + 1] | eights[first + 2] | eights[first + 3]:
+            for i in range(cell * CELL_ROWS, (cell + 1) * CELL_ROWS):
+                if mask[i]:
+                    found[length] = values[i]
+                    length += 1
+    lengths[number] = length
+
+
+@_compiled
+def _histogram(values, mask, n, counts, number):
+    last = int64(HISTOGRAM_BUCKETS - 1)
+    for i in range(n):
+        bucket = int64(values[i] >> uint32(HISTOGRAM_SHIFT)) - int64(HISTOGRAM_FIRST)
+        counts[number + min(max(bucket, int64(0)), last)] += int64(mask[i])

@@ -435,8 +435,10 @@ class Shard:
             self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
 
     def has_work(self, order: TickOrder) -> bool:
-        """Tell whether a tick order concerns this shard; ModelError if there is no such group."""
-        return self._fleet(order.group).table.count > 0
+        """Tell whether a tick order concerns this shard; ModelError if it names no group or an impossible fault."""
+        fleet = self._fleet(order.group)
+        fleet.check(order)
+        return fleet.table.count > 0
 
     def _fleet(self, name: str) -> SimulatedFleet:
         fleet = self.fleets.get(name)
@@ -494,6 +496,7 @@ def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
         kept = table.overflow[row]
         trees = [kept.desired, kept.desired_metadata, kept.reported, kept.reported_metadata]
         overflow.setdefault(row // BLOCK_SIZE, []).append([table.name(row), trees])
+    under_way = () if fleet.post is None else fleet.post.dump()
     head = encode_json(
         [str(table.pattern), fleet.next_tick, [[n, named[n].dtype.str] for n in sorted(named)]]
     )
@@ -505,6 +508,11 @@ def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
         digest = hashlib.sha256(head)
         digest.update(packed.tobytes())
         digest.update(_SORTED_JSON.encode(overflow.get(position, [])))
+        for records in under_way:
+            bounds = np.searchsorted(records["row"], [position * BLOCK_SIZE, (position + 1) * BLOCK_SIZE])
+            part = records[slice(*bounds)].copy()
+            part["row"] %= BLOCK_SIZE
+            digest.update(part.tobytes())
         yield str(table.pattern), block, digest.digest()
 
 

@@ -168,6 +168,7 @@ def _load_table(part: TablePart, stream: memoryview) -> NamedRows:
 
 
 def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
+    flying, kept = (b"", b"") if fleet.post is None else (part.tobytes() for part in fleet.post.dump())
     return FleetPart(
         GroupOrder.of(fleet.group),
         fleet.next_tick,
@@ -175,6 +176,8 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         {field: window.number for field, window in fleet.windows.items()},
         fleet.table.overflow.packed(),
         _write_stream(fleet.arena.columns, streams),
+        flying,
+        kept,
     )
 
 
@@ -185,4 +188,6 @@ def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedF
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number
     fleet.table.overflow.take(part.overflow)
+    if fleet.post is not None:
+        fleet.post.load(part.flying, part.kept, fleet.connected)
     return fleet

@@ -13,8 +13,8 @@ import msgspec
 from twins.defender import Report
 from twins.messages import Connectivity, GroupOrder, Outcome
 
-# Version 4 has the columns of block programs; what was written before the first release is not read any more.
-FORMAT_VERSION: Final = 4
+# Version 5 has what is under way between devices and twins; what was written before the first release is not read any more.
+FORMAT_VERSION: Final = 5
 
 
 class TablePart(msgspec.Struct, frozen=True):
@@ -28,7 +28,10 @@ class TablePart(msgspec.Struct, frozen=True):
 
 
 class FleetPart(msgspec.Struct, frozen=True):
-    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row."""
+    """A simulated fleet; `window_numbers` are the present buckets of its windows, `overflow` JSON by row.
+
+    `flying` and `kept` are the records of its `post`.
+    """
 
     order: GroupOrder
     next_tick: int
@@ -36,6 +39,8 @@ class FleetPart(msgspec.Struct, frozen=True):
     window_numbers: dict[str, int]
     overflow: dict[int, bytes]
     stream_bytes: int
+    flying: bytes = b""
+    kept: bytes = b""
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -91,7 +91,11 @@ def test_samples_outside_the_measured_time_do_not_count() -> None:
 
 
 def summary(ticks: int, **changes: int) -> TickSummary:
-    values = {"device_ticks": 1000 * ticks, "reports_due": 100 * ticks, "reports_arrived": 100 * ticks - 5}
+    values: dict[str, Any] = {
+        "device_ticks": 1000 * ticks,
+        "reports_due": 100 * ticks,
+        "reports_arrived": 100 * ticks - 5,
+    }
     return TickSummary(**(values | {"reports_offline": 5} | changes))
 
 
