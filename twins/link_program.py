@@ -1,4 +1,4 @@
-"""The fate of reports in a fleet's turn: what links are like, by region and under faults, in programs and for some rows.
+"""The fate of reports in a turn: what links are like, by region and under faults, and what that does to reports.
 
 What arrives within its tick needs no more than that. Every other report is listed with its values, for `post`.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from itertools import zip_longest
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -196,8 +196,9 @@ class TickSummary(msgspec.Struct, frozen=True, array_like=True):
 
     def __add__(self, other: TickSummary) -> TickSummary:
         mine, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
-        sums = [a + b for a, b in zip(mine[:-1], theirs[:-1], strict=True)]
-        return TickSummary(*sums, [a + b for a, b in zip_longest(self.latency, other.latency, fillvalue=0)])
+        sums: list[Any] = [a + b for a, b in zip(mine[:-1], theirs[:-1], strict=True)]
+        sums.append([a + b for a, b in zip_longest(self.latency, other.latency, fillvalue=0)])
+        return TickSummary(*sums)
 
     def then(self, later: TickSummary) -> TickSummary:
         """Return the summary of these ticks followed by `later` ones of the same devices."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from twins.interpreter import bucket_of
 from twins.link_program import BACK, CODES, LATENCIES, ROWS, VALID, Conditions, Fate, value_list
 from twins.program import HISTOGRAM_BUCKETS
+from twins.table import PatternRows
 
 # States of a record: it is to be sent when it is due, else it arrives then; and it has arrived before.
 _TO_SEND: Final = 1
@@ -51,21 +52,19 @@ class Now:
 class Post:
     """The reports of one fleet that take longer.
 
-    `newest` and `kept` are columns of the fleet: the tick after that in which the newest report heard was
-    sent, and how many reports a device keeps (None: it keeps none). `indices_of` gives devices' numbers by row,
-    `attributes` their values' positions, and `apply` writes records into twins.
+    `table` holds the fleet's twins, and beside them the columns of `link_program.post_layout`; `attributes` are the
+    positions of its devices' values. `apply` writes records into twins. A device keeps `buffer_count` reports at most.
     """
 
     def __init__(
         self,
-        field_count: int,
-        columns: Mapping[str, NDArray[Any]],
+        table: PatternRows,
         attributes: Mapping[str, NDArray[Any]],
-        indices_of: Callable[[NDArray[np.int64]], NDArray[np.uint32]],
         *,
         apply: Callable[[NDArray[Any], int], None],
         buffer_count: int,
     ) -> None:
+        columns = table.arena.columns
         self.dtype = np.dtype(
             [
                 ("row", "<u4"),
@@ -74,12 +73,12 @@ class Post:
                 ("ms", "<f4"),
                 ("valid", "<u2"),
                 ("state", "<u2"),
-                ("values", "<u4", (field_count,)),
+                ("values", "<u4", (len(table.model.fields),)),
             ]
         )
         self.newest = columns["link.newest"]
         self.attributes = attributes
-        self.indices_of = indices_of
+        self.indices_of = table.indices_at
         self.apply = apply
         self.due: dict[int, list[NDArray[Any]]] = {}
         kept = columns.get("link.kept")

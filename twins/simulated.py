@@ -102,10 +102,8 @@ class SimulatedFleet:
         self.post: Post | None = None
         if group.network is not None:
             self.post = Post(
-                len(model.fields),
-                columns,
+                self.table,
                 self.attributes,
-                self.table.indices_at,
                 apply=self._apply_late,
                 buffer_count=group.network.buffer_count,
             )

@@ -13,7 +13,7 @@ import msgspec
 from twins.defender import Report
 from twins.messages import Connectivity, GroupOrder, Outcome
 
-# Version 5 has what is under way between devices and twins; what was written before the first release is not read any more.
+# Version 5 has what is under way between devices and twins; what was written before a release is not read any more.
 FORMAT_VERSION: Final = 5
 
 
@@ -28,9 +28,9 @@ class TablePart(msgspec.Struct, frozen=True):
 
 
 class FleetPart(msgspec.Struct, frozen=True):
-    """A simulated fleet; `window_numbers` are the present buckets of its windows, `overflow` JSON by row.
+    """A simulated fleet; `window_numbers` are the present buckets of its windows.
 
-    `flying` and `kept` are the records of its `post`.
+    `overflow` is JSON by row, `flying` and `kept` are the records of its `post`.
     """
 
     order: GroupOrder

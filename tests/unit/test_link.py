@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Fleet:
 
 def near(count: int, expected: float) -> bool:
     """Tell whether a count lies within five standard deviations of a rare event's expected one."""
-    return abs(count - expected) < 5 * np.sqrt(expected)
+    return abs(count - expected) < 5 * math.sqrt(expected)
 
 
 def test_without_a_network_every_report_arrives_at_once_and_nothing_is_kept_beside() -> None:
