@@ -66,9 +66,11 @@ def outage_of(group: Group, fault: Fault) -> Outage | None:
 def is_felt(group: Group, fault: Fault, tick: int) -> bool:
     """Tell whether a fault makes any difference at a tick: in its time, and until all of its devices are back."""
     outage = outage_of(group, fault)
-    # A device notices that it is back at its next turn.
-    more = 0 if outage is None else outage.tick_count + group.report_every_ticks
-    return fault.first_tick <= tick < fault.first_tick + max(fault.tick_count, more)
+    last = fault.tick_count if outage is None else max(fault.tick_count, outage.tick_count)
+    if ACTIONS[fault.action].layer == "outage":
+        # A device notices that it is back at its next turn.
+        last += group.report_every_ticks
+    return fault.first_tick <= tick < fault.first_tick + last
 
 
 def edge_of(group: Group, fault: Fault, tick: int) -> bool | None:
@@ -130,8 +132,11 @@ class FaultWriter:
 
     @property
     def cuts(self) -> bool:
-        """Tell whether any fault makes devices drop out."""
-        return any(ACTIONS[fault.action].layer == "outage" for fault in self.faults)
+        """Tell whether any fault has to do with connections."""
+        return any(
+            ACTIONS[fault.action].layer == "outage" or fault.action == "bad_time_server"
+            for fault in self.faults
+        )
 
     def connection(self, online: Register, was_online: Register) -> Register:
         """Return who is online after all faults, of those who would be."""

@@ -12,7 +12,9 @@ from tests.unit.test_link import COUNT, START_S, Fleet, near
 from twins.errors import ModelError
 from twins.faults import ACTIONS, Fault, Select
 from twins.link import Link, Network
-from twins.model import THERMOSTAT
+from twins.messages import TickOrder, TickSummary
+from twins.model import THERMOSTAT, Attribute, Group
+from twins.shard import Shard
 
 POSITIONS = THERMOSTAT.positions
 
@@ -275,10 +277,6 @@ def test_a_wrong_clock_is_counted() -> None:
 
 
 def test_exactly_as_many_devices_are_hit_as_were_asked_for_in_any_number_of_shards() -> None:
-    from twins.messages import TickOrder, TickSummary
-    from twins.model import Attribute, Group
-    from twins.shard import Shard
-
     region = Attribute("region", ("north", "south"), (3.0, 1.0))
     trouble = Fault("few", "hang", 0, 1, (), Select(where=(("region", "south"),), count=7, last=2900))
     for shard_count in (1, 5):
