@@ -6,7 +6,7 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -150,7 +150,38 @@ def reply_document(reply: Reply) -> JsonObject:
 def arrow_table(parts: Iterable[Mapping[str, QueryColumn]]) -> pa.Table:
     """Return the rows of several tables of twins as one Arrow table; a column that a part lacks is null there."""
     tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    return joined(tables)
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of all tables; a column that is of numbers here, of texts or truth values there, is of texts.
+
+    Models of users may call different things by the same name.
+    """
+    if not tables:
+        return pa.table({})
+    kinds: dict[str, set[str]] = {}
+    for table in tables:
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(_kind(field.type))
+    mixed = [name for name, found in kinds.items() if len(found) > 1]
+    if mixed:
+        tables = [_with_texts(table, mixed) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _kind(of_type: pa.DataType) -> str:
+    if pa.types.is_string(of_type):
+        return "text"
+    return "truth" if pa.types.is_boolean(of_type) else "number"
+
+
+def _with_texts(table: pa.Table, names: Collection[str]) -> pa.Table:
+    for name in names:
+        position = table.schema.get_field_index(name)
+        if position >= 0:
+            table = table.set_column(position, name, table.column(position).cast(pa.string()))
+    return table
 
 
 def _arrow_column(column: QueryColumn) -> pa.Array:

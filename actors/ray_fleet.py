@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
 from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject
+from actors.fleet import JsonObject, joined
 from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -313,7 +313,7 @@ class RayFleet:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
         wanted = None if columns is None else frozenset(columns) | {"name"}
         tables = [table for table in await self._homes.ask_each("twins_table", wanted) if table.num_columns]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        return joined(tables)
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

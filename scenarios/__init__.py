@@ -1,7 +1,8 @@
 """QA: the scenario language, the engine that conducts a run, verdicts and reports; and the auditor.
 
 Reading order (a module imports only modules that stand before it in this list):
-`errors` · `history` · `audit_rules` · `source` · `metrics` · `spec` · `workloads` · `reading` · `result` · `checks` ·
+`errors` · `history` · `audit_rules` · `source` · `model_files` · `metrics` ·
+`spec` · `workloads` · `reading` · `result` · `checks` ·
 `brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
 `interruption` · `run` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor`
 

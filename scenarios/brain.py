@@ -12,23 +12,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from twins.model import DeviceModel
+from twins.model import Counter, Decay, DeviceModel, Field, RandomWalk
 from twins.topics import shadow_prefix
 
 # A reply that has not come after so long will not come: ten times the slowest that a scenario would accept.
 REPLY_TIMEOUT_S: Final = 30.0
 # Below mosquitto's default window of 20 messages in flight: gmqtt raises where the broker's window is exceeded.
 PENDING_MAX: Final = 15
-# A room settles within half an hour.
-_ROOM_TIME_CONSTANT_S: Final = 1800.0
-_FIRST_VALUES: Final[Mapping[str, Any]] = {
-    "temperature": 20.0,
-    "humidity": 45.0,
-    "battery": 100.0,
-    "set_point": 20.0,
-    "firmware_version": "1.0.0",
-    "uptime": 0,
-}
 
 EventKind = Literal[
     "connected", "accepted", "delta", "obeyed", "rejected", "unanswered", "disconnected", "failed"
@@ -81,7 +71,8 @@ class DeviceBrain:
         self, thing_name: str, model: DeviceModel, *, report_every_s: float, speed: float = 1.0
     ) -> None:
         self.prefix: Final = shadow_prefix(thing_name)
-        self.values: dict[str, Any] = {item.name: _FIRST_VALUES[item.name] for item in model.fields}
+        self.values: dict[str, Any] = {item.name: first_value(item) for item in model.fields}
+        self._room_time_constant_s = _room_time_constant_s(model)
         self._settable = {item.name: item for item in model.fields if item.is_settable}
         self._report_every_s = report_every_s
         self._speed = speed
@@ -186,8 +177,13 @@ class DeviceBrain:
 
     def _can_be(self, name: str, value: Any) -> bool:
         settable = self._settable.get(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return settable is not None and is_number and settable.minimum <= value <= settable.maximum
+        if settable is None:
+            return False
+        if settable.dtype == "choice":
+            return isinstance(value, str) and value in settable.choices
+        if isinstance(value, bool) or settable.dtype == "bool":
+            return isinstance(value, bool) and settable.dtype == "bool"
+        return isinstance(value, (int, float)) and settable.minimum <= value <= settable.maximum
 
     def _report(self, state: Mapping[str, Any], intended_s: float, *, is_obeying: bool) -> Message:
         self._token_count += 1
@@ -205,14 +201,37 @@ class DeviceBrain:
 
     def _live_on(self, now_s: float) -> None:
         """Let the values become those of this moment, in place: the room follows the set point."""
-        if "temperature" not in self.values or self._started_s is None:
+        if not self._room_time_constant_s or self._started_s is None:
             return
         uptime_s = int((now_s - self._started_s) * self._speed)
         elapsed_s = uptime_s - self.values["uptime"]
-        share = elapsed_s / (_ROOM_TIME_CONSTANT_S + elapsed_s)
+        share = elapsed_s / (self._room_time_constant_s + elapsed_s)
         temperature = self.values["temperature"]
         temperature += (self.values["set_point"] - temperature) * share
         self.values.update(temperature=round(temperature, 2), uptime=uptime_s)
+
+
+def first_value(field: Field) -> Any:
+    """Return what a new device reports of a field: counters at their beginning, stores full, the rest in the middle."""
+    if field.dtype == "choice":
+        return field.choices[0]
+    if field.dtype == "bool":
+        return field.start.low == 1.0
+    value = (field.start.low + field.start.high) / 2
+    if isinstance(field.generator, Counter):
+        value = field.minimum
+    elif isinstance(field.generator, Decay):
+        value = field.maximum
+    return round(value, field.decimals) if field.column_dtype.kind == "f" else int(value)
+
+
+def _room_time_constant_s(model: DeviceModel) -> float:
+    """Return how fast a device's temperature follows its set point, 0 for one of another kind."""
+    fields = {field.name: field for field in model.fields}
+    if not {"temperature", "set_point", "uptime"} <= fields.keys():
+        return 0.0
+    generator = fields["temperature"].generator
+    return generator.time_constant_s if isinstance(generator, RandomWalk) else 0.0
 
 
 def _rejection(request: str, body: Mapping[str, Any]) -> DeviceEvent:

@@ -19,7 +19,8 @@ from scenarios.result import Judgement, Outcome, Verdict
 from scenarios.spec import CHECKS, Assertion, DeviceSpec, GroupSpec, Scenario, Threshold
 from twins.columns import FIXED_COLUMNS, column_of_attribute
 from twins.messages import TickOrder, TickSummary
-from twins.model import Group, model_named
+from twins.model import Group
+from twins.shipped import model_named
 
 # An assertion is a question of a person about the whole fleet: seconds, even for millions of twins.
 _SQL_TIMEOUT_S: Final = 60.0
@@ -135,8 +136,9 @@ def twin_columns(scenario: Scenario) -> list[str]:
     specs: list[GroupSpec | DeviceSpec] = [*scenario.groups, *scenario.devices]
     attributes = {column_of_attribute(name) for spec in specs for name in spec.attributes}
     columns = [*FIXED_COLUMNS, *sorted(attributes)]
-    for model in sorted({spec.model for spec in specs}):
-        for field in model_named(model).fields:
+    models = [spec.model if isinstance(spec, GroupSpec) else model_named(spec.model) for spec in specs]
+    for model in sorted(models, key=lambda each: each.name):
+        for field in model.fields:
             sections = ("reported", "desired") if field.is_settable else ("reported",)
             columns += [f"{section}_{field.name}{suffix}" for section in sections for suffix in ("", "_at")]
     return list(dict.fromkeys(columns))

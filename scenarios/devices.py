@@ -28,7 +28,7 @@ from scenarios.brain import DeviceBrain, DeviceEvent, Reaction
 from scenarios.errors import DeviceFailed, NameTaken
 from scenarios.spec import DeviceSpec
 from twins.messages import SHADOW_OPERATION, Operation, Publish, Registration, Request
-from twins.model import model_named
+from twins.shipped import model_named
 from twins.topics import ShadowTopic, parse
 
 # Starting an interpreter and a TLS handshake takes a second; ten times that on a machine that is also starting Ray.

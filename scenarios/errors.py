@@ -1,7 +1,7 @@
 """The error tree of scenarios.
 
 ScenariosError
-├── ScenarioInvalid     a scenario file has mistakes: all of them, each with its place      (exit code 2)
+├── ScenarioInvalid     a scenario or model file has mistakes: all, each with its place     (exit code 2)
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
@@ -39,10 +39,10 @@ class Problem:
 
 
 class ScenarioInvalid(ScenariosError):
-    """A scenario file has mistakes; `problems` holds all of them in the order of their lines."""
+    """A scenario file, or a model file, has mistakes; `problems` holds all of them in the order of their lines."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda problem: (problem.line, problem.column)))
+        self.problems = tuple(sorted(problems, key=lambda each: (each.file, each.line, each.column)))
         super().__init__("\n".join(map(str, self.problems)))
 
 

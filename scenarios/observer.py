@@ -16,7 +16,7 @@ from scenarios.result import DevicePoint, Note, WindowSample
 from scenarios.spec import Scenario
 from scenarios.workloads import groups_of
 from twins.messages import TickOrder, TickSummary
-from twins.model import model_named
+from twins.shipped import model_named
 
 # More would make a report that nobody reads; the counters say how many there were.
 _NOTES_MAX: Final = 200

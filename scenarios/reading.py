@@ -14,8 +14,10 @@ from typing import Any, Final
 
 import psutil
 
+from scenarios.errors import ScenarioInvalid
 from scenarios.metrics import CATALOGUE, Comparison, Condition
-from scenarios.source import Item, merge_texts, nearest, parse_yaml, read_yaml
+from scenarios.model_files import is_model_file, load_model
+from scenarios.source import Item, merge_texts, parse_yaml, read_yaml
 from scenarios.spec import (
     API_VERSION,
     CHECKS,
@@ -34,8 +36,10 @@ from scenarios.spec import (
 )
 from scenarios.workloads import group_of
 from twins.errors import ModelError
-from twins.model import MODELS, DeviceModel, Field
+from twins.model import DeviceModel, Field
 from twins.sharding import NamePattern, is_thing_name
+from twins.shipped import MODELS, model_named
+from twins.words import nearest
 
 # Words of the language that later versions have.
 _LATER_KEYS: Final = ("stages", "faults", "abort_on", "path")
@@ -47,6 +51,9 @@ _TIME_MAX_S: Final = 2**32 - 1
 _SEED_MAX: Final = 2**63 - 1
 # What a simulated twin takes at most, by the columns of its table.
 _TWIN_BYTES: Final = 150
+_DEFAULT_MODEL: Final = "thermostat"
+# Where neither the scenario nor the model says.
+_REPORT_EVERY_S: Final = 10
 # A million seconds in one: beyond, pacing is below what a clock can tell.
 _SPEED_MAX: Final = 1e6
 
@@ -128,10 +135,14 @@ class _Reader:
         problem_count = len(item.source.problems)
         entries = item.entries()
         name = entries.need("name", _thing_name, "")
-        model = entries.take("model", _model, "thermostat")
+        model = entries.take("model", _group_model, None) or model_named(_DEFAULT_MODEL)
         count = entries.need("count", self._count, 1)
         thing_name = entries.take("thing_name", Item.text, f"{name}-{{i:06d}}")
-        report_every_s = entries.take("report_every", lambda value: value.whole_seconds(minimum=1), 10)
+        report_every_s = entries.take(
+            "report_every",
+            lambda value: value.whole_seconds(minimum=1),
+            model.reporting.every_s or _REPORT_EVERY_S,
+        )
         attributes = entries.take("attributes", _choices, {})
         entries.close(later=("network",))
         group = GroupSpec(name, model, count, thing_name, report_every_s, attributes)
@@ -167,7 +178,7 @@ class _Reader:
             if mine is not None or theirs is not None:
                 item.blame(f"its thing names are also those of group {other!r}")
         self.patterns[group.name] = (pattern, group.count)
-        self.models[group.name] = MODELS[group.model]
+        self.models[group.name] = group.model
 
     def _devices(self, item: Item) -> tuple[DeviceSpec, ...]:
         return tuple(self._device(element) for element in item.items())
@@ -178,7 +189,7 @@ class _Reader:
         device = DeviceSpec(
             name=name,
             thing_name=entries.take("thing_name", _thing_name, name),
-            model=entries.take("model", _model, "thermostat"),
+            model=entries.take("model", _device_model, _DEFAULT_MODEL),
             report_every_s=entries.take("report_every", lambda value: value.duration_s(minimum=0.1), 10.0),
             attributes=entries.take("attributes", merge_texts, {}),
         )
@@ -327,13 +338,25 @@ def _thing_name(item: Item) -> str:
     return name
 
 
-def _model(item: Item) -> str:
+def _device_model(item: Item) -> str:
     name = item.text()
     if name and name not in MODELS:
         item.blame(
             f"there is no device model {name!r}{nearest(name, MODELS)}; models: {', '.join(sorted(MODELS))}"
         )
-    return name if name in MODELS else "thermostat"
+    return name if name in MODELS else _DEFAULT_MODEL
+
+
+def _group_model(item: Item) -> DeviceModel | None:
+    """Return a shipped model, or that of a file whose path is relative to the scenario's."""
+    name = item.text()
+    if not is_model_file(name):
+        return model_named(_device_model(item)) if name else None
+    try:
+        return load_model(Path(item.source.file).parent / name)[0]
+    except ScenarioInvalid as error:
+        item.source.problems.extend(error.problems)
+        return None
 
 
 def _whole(item: Item, minimum: int, maximum: int) -> float:
@@ -384,13 +407,19 @@ def _check_settable(state: Item, model: DeviceModel) -> None:
 
 def _check_value(item: Item, field: Field) -> None:
     value = item.plain()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        item.blame(f"{field.name} must be a number, not {item.describe()}")
+    is_whole = field.column_dtype.kind != "f"
+    if field.dtype in ("bool", "choice"):
+        # Orders to groups carry numbers.
+        item.blame(
+            f"{field.name} is a {field.dtype} field, which can be set of a thing, not of a whole group"
+        )
+    elif isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
+        item.blame(f"{field.name} must be a {'whole ' if is_whole else ''}number, not {item.describe()}")
     elif not field.minimum <= value <= field.maximum:
         item.blame(
             f"{field.name} must be from {field.minimum:g} to {field.maximum:g} {field.unit}, not {value:g}"
         )
-    elif round(value, field.decimals) != value:
+    elif not is_whole and round(value, field.decimals) != value:
         # A column keeps no more of it, and shows it rounded.
         item.blame(f"{field.name} has {field.decimals} decimals at most, not {item.describe()}")
 

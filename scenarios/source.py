@@ -6,8 +6,6 @@ business of `reading`.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,11 +13,11 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from scenarios.errors import Problem, ScenarioInvalid
+from twins.errors import Mistake, path_text
+from twins.words import duration_s, nearest, one_of
 
 Value = TypeVar("Value")
 
-_DURATION: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)(ms|s|m|h)")
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 # Deeper than any shadow may be nested; it also ends a mapping that contains itself.
 _DEPTH_MAX: Final = 8
 
@@ -78,6 +76,40 @@ class Item:
             self.source.blame(node, self.path, f"{node.value!r} is no {kind}: {error}")
             return None
 
+    def blame_repeated_keys(self) -> None:
+        """Note every key that stands twice in a mapping, here or below: `plain` keeps the last one only."""
+        self._blame_repeated_keys(self.node, self.path, 0)
+
+    def _blame_repeated_keys(self, node: yaml.Node, path: str, depth: int) -> None:
+        if depth > _DEPTH_MAX:
+            return
+        if isinstance(node, yaml.SequenceNode):
+            for index, element in enumerate(node.value):
+                self._blame_repeated_keys(element, f"{path}[{index}]", depth + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                below = f"{path}.{key.value}" if path else str(key.value)
+                if str(key.value) in seen:
+                    self.source.blame(key, below, "stands there twice; keep one")
+                seen.add(str(key.value))
+                self._blame_repeated_keys(value, below, depth + 1)
+
+    def blame_at(self, mistake: Mistake) -> None:
+        """Note a mistake that was found in the plain value, at its place, or as near as anything stands there."""
+        node, place = self.node, self.node
+        for step in mistake.path:
+            if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                node = place = node.value[step]
+                continue
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            found = [pair for pair in pairs if str(pair[0].value) == step]
+            if not found:
+                break
+            key, node = found[-1]
+            place = key if mistake.is_of_key else node
+        self.source.blame(place, path_text(mistake.path), mistake.text)
+
     def text(self) -> str:
         """Return a text; anything else is a mistake."""
         value = self.plain() if isinstance(self.node, yaml.ScalarNode) else None
@@ -103,11 +135,10 @@ class Item:
     def duration_s(self, *, minimum: float = 0.0) -> float:
         """Return a duration in seconds, written like 10s, 2m, 1h or 250ms."""
         value = self.node.value if isinstance(self.node, yaml.ScalarNode) else ""
-        found = _DURATION.fullmatch(value)
-        if found is None:
+        seconds = duration_s(value)
+        if seconds is None:
             self.blame(f"must be a duration like 10s, 2m or 1h, not {self.describe()}")
             return minimum
-        seconds = float(found[1].replace("_", "")) * _SECONDS[found[2]]
         if seconds < minimum:
             self.blame(f"must be at least {minimum:g}s, not {value}")
             return minimum
@@ -197,19 +228,6 @@ class Entries:
                 advice = nearest(key, self._known) or f"; known here: {', '.join(self._known)}"
                 text = f"unknown key{advice}"
             self.item.source.blame(node, item.path, text)
-
-
-def one_of(words: Collection[str]) -> str:
-    """Return the words as an enumeration with `or`."""
-    *firsts, last = words
-    return f"{', '.join(firsts)} or {last}" if firsts else last
-
-
-def nearest(word: str, words: Collection[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest of `words`, or nothing where none is near."""
-    # 0.5 still finds transposed and missing letters, also in words of four letters.
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def read_yaml(file: Path) -> Item:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from scenarios.metrics import Comparison, Condition
+from twins.model import DeviceModel
 
 API_VERSION: Final = "twinfleet/v1"
 # 2026-01-01T00:00:00Z. Any fixed instant would do: simulated stamps, and so the digest, must not depend on today.
@@ -41,10 +42,10 @@ class ChoiceSpec:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """A simulated fleet: `count` devices of one model with computed names."""
+    """A simulated fleet: `count` devices of one model, shipped or read from a file, with computed names."""
 
     name: str
-    model: str
+    model: DeviceModel
     count: int
     thing_name: str
     report_every_s: int = 10

@@ -24,7 +24,7 @@ import msgspec
 
 from scenarios.brain import DeviceBrain, DeviceEvent, Reaction
 from scenarios.device_link import LINK_ERRORS, DeviceLink, LinkSettings
-from twins.model import model_named
+from twins.shipped import model_named
 
 # The first retry hides a broker's restart, the last is what a broker bears of a whole fleet.
 _RETRY_MIN_S: Final = 0.2

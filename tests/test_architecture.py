@@ -30,7 +30,12 @@ NOT_IN_CORE: Final = frozenset(
     " socket ssl subprocess tempfile threading time urllib uuid".split()  # (a list would take a line for each name)
 )
 CORE_LIBRARIES: Final = ("numpy", "msgspec")  # columns, and the one codec
-CORE_LIBRARY_MODULES: Final = {"pyarrow": ("twins/snapshot.py",), "numba": ("twins/kernels.py",)}
+CORE_LIBRARY_MODULES: Final = {
+    "pyarrow": ("twins/snapshot.py",),
+    "numba": ("twins/kernel_loops.py",),
+    # The shipped device models are YAML files of the package: part of the program, which never change while it runs.
+    "yaml": ("twins/shipped.py",),
+}
 NOT_CALLED_IN_CORE: Final = frozenset({"open", "input", "print"})
 
 # Its acknowledgements need our own path around it, which only these modules take.
@@ -325,11 +330,13 @@ def test_the_direction_rule_finds_imports_to_the_left(path: str, source: str, is
         ("twins/shard.py", "import orjson", True),
         ("twins/shard.py", "import pyarrow as pa", True),
         ("twins/shard.py", "import numba", True),
+        ("twins/model_reading.py", "import yaml", True),
+        ("twins/shipped.py", "import yaml\nfrom importlib import resources", False),
         ("twins/shard.py", "from numpy.random import default_rng", True),
         ("twins/shard.py", "import numpy as np\nnp.random.rand()", True),
         ("twins/shard.py", "open('x')", True),
         ("twins/snapshot.py", "import pyarrow as pa", False),
-        ("twins/kernels.py", "import numba", False),
+        ("twins/kernel_loops.py", "import numba", False),
         (
             "twins/shard.py",
             "import json, zlib\nimport numpy as np\nimport msgspec\nfrom twins.model import x",

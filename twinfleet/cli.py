@@ -22,6 +22,7 @@ from twinfleet import (
     commands_device,
     commands_fleet,
     commands_key,
+    commands_model,
     commands_platform,
     commands_provisioning,
     commands_run,
@@ -50,6 +51,7 @@ app.add_typer(commands_twin.app, name="twin")
 app.add_typer(commands_device.app, name="device")
 app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
+app.add_typer(commands_model.app, name="model")
 app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
 app.add_typer(commands_cluster.app, name="cluster")

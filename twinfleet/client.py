@@ -116,8 +116,10 @@ class OperatorClient:
         """Revoke a device's certificates, remove its twin and forget it."""
         return self._ask("DELETE", f"/v1/things/{quote(name, safe='')}")
 
-    def create_fleet(self, name: str, model: str, *, count: int, seed: int, report_every_s: int) -> Document:
-        """Create a standing simulated fleet and return its description."""
+    def create_fleet(
+        self, name: str, model: str | Mapping[str, Any], *, count: int, seed: int, report_every_s: int | None
+    ) -> Document:
+        """Create a standing simulated fleet of a shipped model, or of one as data, and return its description."""
         body = {"name": name, "model": model, "count": count, "seed": seed, "report_every_s": report_every_s}
         return self._ask("POST", "/v1/fleets", body=body)
 

@@ -23,18 +23,30 @@ def create(
     name: FleetName,
     *,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="How many devices.")],
-    model: Annotated[str, typer.Option(metavar="M", help="Their device model.")] = "thermostat",
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Their device model: a shipped one, or a model file.")
+    ] = "thermostat",
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="What their behaviour is drawn from.")] = 0,
     report_every: Annotated[
-        str, typer.Option(metavar="DURATION", help="How often each device reports.")
-    ] = "10s",
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How often each device reports; as its model says, or 10s.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Create a standing fleet of simulated devices, named NAME-000000 and on; it survives a restart."""
-    report_every_s = parse_duration_s(report_every)
+    # It takes half a second to import, which no other command should wait for.
+    from twinfleet.model_views import named_or_read  # noqa: PLC0415
+
+    # A mistake in a file is told whether or not there is a platform.
+    definition = named_or_read(model)
+    report_every_s = None if report_every is None else parse_duration_s(report_every)
     document = OperatorClient.of(data_dir).create_fleet(
-        name, model, count=count, seed=seed, report_every_s=report_every_s
+        name, definition, count=count, seed=seed, report_every_s=report_every_s
     )
     if output is OutputFormat.JSON:
         print_document(document)

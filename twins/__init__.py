@@ -4,9 +4,10 @@ Bytes and a time go in, events come out. Nothing here does I/O, reads a clock or
 code serves live devices and replays a seeded simulation bit for bit.
 
 Reading order (a module imports only modules that stand before it in this list):
-`errors` · `clock` · `draws` · `sharding` · `topics` · `expressions` · `link` · `faults` · `model` · `shadow` ·
-`packed` · `cbor` · `defender` · `messages` · `window` · `arena` · `program` · `interpreter` · `kernels` · `runners` ·
+`errors` · `clock` · `draws` · `sharding` · `topics` · `words` · `units` · `forms` · `expressions` · `link` ·
+`faults` · `model` · `formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` ·
+`defender` · `messages` · `window` · `arena` · `program` · `interpreter` · `kernel_loops` · `kernels` · `runners` ·
 `table` · `generators` · `selection` · `link_program` · `post` · `fault_program` · `behavior` · `simulated` ·
-`columns` · `query_terms` · `query_grammar` · `query` · `query_columns` ·
-`description` · `shard` · `snapshot_head` · `snapshot`
+`columns` · `query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` ·
+`snapshot`
 """

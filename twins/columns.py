@@ -128,7 +128,8 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         values, is_valid = columns[position][: table.count], _bit(masks, 1 << position, table.count)
         if field.dtype == "choice":
             return _choice_column(table, section, field, QueryColumn(values.copy(), is_valid, field.choices))
-        if field.dtype == "float32":
+        is_float = field.column_dtype.kind == "f"
+        if is_float:
             values = np.round(values.astype(np.float64), field.decimals)
         elif field.dtype == "bool":
             values = values.astype(np.bool_)
@@ -137,7 +138,7 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         for row, kept in table.overflow.items():
             exact: Any = kept.trees(section)[0].get(field.name, False)
             # A number of a device may have more digits than any float.
-            if field.dtype == "float32" and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
+            if is_float and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
                 values[row], is_valid[row] = exact, True
         return QueryColumn(values, is_valid)
 

@@ -38,7 +38,7 @@ def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
     link = {"connected": bool(fleet.connected[row]), "timestamp": None, "disconnect_reason": None}
     return {
         "origin": "simulated",
-        "model": group.model,
+        "model": group.model.name,
         "attributes": attributes,
         "connectivity": {**link, "session": None, "version": None},
     }

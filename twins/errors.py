@@ -10,12 +10,16 @@ TwinError
 │   ├── PayloadTooLarge     413
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
+│   └── ModelInvalid        a device model has mistakes: all of them, each with its path
 ├── SnapshotError           a snapshot is damaged
 │   └── SnapshotVersion     a snapshot is of a version that this program does not read
 └── InvariantError          our bug: crash, keep the snapshot
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class TwinError(Exception):
@@ -100,6 +104,39 @@ def request_error(code: int, message: str) -> RequestError:
 
 class ModelError(TwinError):
     """A device model, one of its fields or a group of devices is described wrongly; the text says what to change."""
+
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in plain data: `path` leads to it; with `is_of_key` its last key is wrong, not the value of that."""
+
+    path: Path
+    text: str
+    is_of_key: bool = False
+
+    def __str__(self) -> str:
+        where = path_text(self.path)
+        return f"{where}: {self.text}" if where else self.text
+
+
+def path_text(path: Path) -> str:
+    """Return a path as people read it: `fields[2].start.low`."""
+    parts = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(parts).removeprefix(".")
+
+
+class ModelInvalid(ModelError):
+    """A device model has mistakes; `mistakes` holds all of them."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__(self.mistakes)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.mistakes))
 
 
 class InvariantError(TwinError):

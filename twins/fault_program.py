@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from twins.draws import draw_key
+from twins.expressions import constant_of, parse_formula
 from twins.faults import ACTIONS, Fault
 from twins.generators import FieldWriter, is_steady, kind_of
 from twins.model import Constant, Counter, Decay, Field, Group
@@ -216,19 +217,22 @@ class FaultWriter:
             if fault.action not in _RESTARTS:
                 continue
             for item in fields.model.fields:
-                if isinstance(item.generator, Counter) and item.unit == "s" and item.dtype == "uint32":
-                    self._restart_counter(fields, item, returns)
-                elif fault.action in _CRASHES and item.is_settable and isinstance(item.generator, Constant):
+                generator = item.generator
+                if isinstance(generator, Counter) and item.unit == "s" and item.dtype == "uint32":
+                    self._restart_counter(fields, item, generator, returns)
+                elif fault.action in _CRASHES and item.is_settable and isinstance(generator, Constant):
                     self._forget(fields, item, returns)
             if fault.action in _CRASHES and fields.model.reporting.dead_bands:
                 b.do(Op.ST4_KW, "sent_at", 0, returns)
 
-    def _restart_counter(self, fields: FieldWriter, item: Field, returns: Register) -> None:
+    def _restart_counter(
+        self, fields: FieldWriter, item: Field, generator: Counter, returns: Register
+    ) -> None:
         b, least = self.b, int(item.minimum)
         value = b.register(fields.values[item.name])
         fields.values[item.name] = b.emit(Op.SELECT, returns, b.emit(Op.IFILL, least), value)
         if is_steady(item):
-            rate = int(float(item.generator.rate))  # type: ignore[union-attr]  # a counter, as was seen above
+            rate = int(constant_of(parse_formula(generator.rate)) or 0)
             first = b.emit(Op.IFILL, lambda moment: least - rate * moment.elapsed_s)
             b.do(Op.ST4_W, f"device.{item.name}", first, returns)
         else:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from twins import model_rules
 from twins.draws import draw_key
 from twins.errors import ModelError
 from twins.expressions import Call, Formula, Name, Number, Text, constant_of, names_of, parse_formula
@@ -114,14 +115,7 @@ def _state_dtype(item: Field) -> np.dtype[Any]:
 
 def formulas_of(item: Field) -> Iterator[str]:
     """Yield the texts of all formulas of a field."""
-    generator = item.generator
-    for value in vars(generator).values():
-        if isinstance(value, str):
-            yield value
-    if isinstance(generator, Weighted):
-        yield from generator.weights
-    elif isinstance(generator, Markov):
-        yield from (rate for _, _, rate in generator.rates)
+    return (text for _, text in model_rules.formulas_of(item))
 
 
 def _names(item: Field) -> Iterator[str]:
@@ -431,15 +425,14 @@ def _probability(x: float) -> float:
 def _walk(writer: FieldWriter, item: Field, generator: RandomWalk) -> Operand:
     b = writer.builder
     share = writer.period_s / (generator.time_constant_s + writer.period_s)
-    toward = b.register(writer.number(generator.toward))
-    moved: Operand = b.emit(Op.FOLLOW, writer.old(item), toward, Shared.of(share))
+    moved = b.blend(b.register(writer.old(item)), writer.number(generator.toward), share)
     deviation = writer.number(generator.deviation)
     if isinstance(deviation, Shared) and deviation.fixed == 0:
         return moved
     # As much noise as keeps the standard deviation: of a process that keeps 1 - share of itself each time.
     noise = b.emit(Op.TRIANGLE, writer.stream(item.name))
     scale = _SQRT_6 * math.sqrt(share * (2 - share))
-    return b.add(moved, b.multiply(noise, b.multiply(deviation, Shared.of(scale))))
+    return b.add_scaled(moved, noise, b.multiply(deviation, Shared.of(scale)))
 
 
 def _swing(writer: FieldWriter, item: Field, generator: Sinusoid) -> Operand:
@@ -541,8 +534,8 @@ def toggled(
     """
     up, down = (Shared.of(0.0) if rate is None else b.maximum(rate, Shared.of(0.0)) for rate in rates)
     total = b.add(Shared.of(1.0), b.multiply(b.add(up, down), period))
-    rises = b.compare("<", b.multiply(share, total), b.multiply(up, period))
-    falls = b.compare("<", b.multiply(share, total), b.multiply(down, period))
+    rises = b.compare("<", share, b.divide(b.multiply(up, period), total))
+    falls = b.compare("<", share, b.divide(b.multiply(down, period), total))
     was = b.register(before)
     return b.emit(Op.MOR, b.emit(Op.MANDN, was, falls), b.emit(Op.MANDN, rises, was))
 

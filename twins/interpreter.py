@@ -197,6 +197,11 @@ def _follow(b: _Block, d: int, x: int, toward: int, share: int, *_: int) -> None
     np.add(b.f[x], b.f[d], out=b.f[d])
 
 
+def _scaled(b: _Block, d: int, x: int, y: int, factor: int, *_: int) -> None:
+    np.multiply(b.f[y], b.floats[factor], out=b.f[d])
+    np.add(b.f[x], b.f[d], out=b.f[d])
+
+
 def _compare(function: Callable[..., Any], bank: str) -> _Handler:
     def handle(b: _Block, d: int, x: int, y: int, *_: int) -> None:
         values = getattr(b, bank)
@@ -414,6 +419,7 @@ _HANDLERS: Final[Mapping[Op, _Handler]] = {
     Op.AFFINE: _affine,
     Op.CLIP: _clip,
     Op.FOLLOW: _follow,
+    Op.SCALED: _scaled,
     Op.FILL: _fill,
     Op.IFILL: _fill_word,
     Op.FLT: _compare(np.less, "f"),

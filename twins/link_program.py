@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from twins.draws import draw_key, draws
 from twins.faults import ACTIONS, Fault
 from twins.link import Link, Network, report_bytes
-from twins.model import Group, model_named
+from twins.model import Group
 from twins.program import Builder, Moment, Op, Operand, Register, Shared
 from twins.selection import selected, write_selection
 
@@ -65,7 +65,7 @@ class Conditions:
         self.group = group
         self.faults = [fault for fault in faults if _changes(fault)]
         self.network = group.network or Network()
-        self.size_bytes = report_bytes(len(model_named(group.model).fields))
+        self.size_bytes = report_bytes(len(group.model.fields))
 
     def links(self) -> list[Link]:
         """Return the links by position of the attribute's value, or the one link of all."""

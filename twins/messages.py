@@ -15,7 +15,9 @@ import msgspec
 
 from twins.faults import Fault
 from twins.link import Network
-from twins.model import Attribute, Group
+from twins.model import Attribute, DeviceModel, Group
+from twins.model_rules import check_model
+from twins.shipped import model_named
 
 
 class Operation(IntEnum):
@@ -221,10 +223,14 @@ class TickSummary(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupOrder(msgspec.Struct, frozen=True):
-    """Create a simulated group (its fields as in `model.Group`), or remove one."""
+    """Create a simulated group (its fields as in `model.Group`).
+
+    The model travels as its definition, so that a journal that is read again makes the same devices, whatever has
+    become of the model's file or of this program meanwhile. Orders of earlier versions have a name there.
+    """
 
     name: str
-    model: str = ""
+    model: str | DeviceModel = ""
     thing_name: str = ""
     count: int = 0
     seed: int = 0
@@ -233,6 +239,11 @@ class GroupOrder(msgspec.Struct, frozen=True):
     report_every_ticks: int = 10
     attributes: list[tuple[str, tuple[str, ...], tuple[float, ...]]] = []
     network: Network | None = None
+
+    @property
+    def model_name(self) -> str:
+        """Return what the model is called."""
+        return self.model if isinstance(self.model, str) else self.model.name
 
     @classmethod
     def of(cls, group: Group) -> GroupOrder:
@@ -251,11 +262,13 @@ class GroupOrder(msgspec.Struct, frozen=True):
         )
 
     def group(self) -> Group:
-        """Return the group that this order describes; ModelError if it describes none."""
+        """Return the group that this order describes; ModelError if it describes none, or its model is not sound."""
+        model = model_named(self.model) if isinstance(self.model, str) else self.model
+        check_model(model)
         attributes: Sequence[Attribute] = tuple(Attribute(*parts) for parts in self.attributes)
         return Group(
             self.name,
-            self.model,
+            model,
             self.thing_name,
             self.count,
             self.seed,

@@ -1,7 +1,8 @@
-"""What a kind of device is: its fields with quantity, unit, dtype and bounds, and how it reports.
+"""What a kind of device is: its fields with quantity, unit, dtype and bounds, how they move, and how it reports.
 
-A model declares; `behavior` says how its values move. What a model does not declare may still be reported by a
-device: it is kept exactly, beside the columns.
+A model declares; `behavior` carries it out. What a model does not declare may still be reported by a device: it is
+kept exactly, beside the columns. What makes a model sound is told in `model_rules`, how one is written in
+`model_reading`. Generators are tagged structures, the rest dataclasses: all of it travels as MessagePack, by value.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from twins.errors import ModelError
 from twins.link import Network, report_bytes
 from twins.sharding import NamePattern
 
-# Field validity of a row is one bit a field in a 16-bit column.
-FIELD_COUNT_MAX: Final = 16
+# Field validity of a row is one bit a field in a 16-bit column, whose last bit says that the shadow exists.
+FIELD_COUNT_MAX: Final = 15
 # How a field is stored, and the NumPy dtype of its column.
 DTYPES: Final[Mapping[str, str]] = {
     "float32": "f4",
@@ -38,7 +40,8 @@ DTYPES: Final[Mapping[str, str]] = {
 class Start:
     """What a device's value is at the start: drawn evenly from `low` to `high`, in steps of `step` where that is not 0.
 
-    For a choice field `weights` says how likely each choice is.
+    For a choice field `weights` says how likely each choice is; without weights it starts at its first choice. A bool
+    field starts at `low` (0 or 1), or by weights of false and true.
     """
 
     low: float = 0.0
@@ -47,36 +50,31 @@ class Start:
     weights: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(msgspec.Struct, frozen=True, tag="constant"):
     """The value stays what it was at the start, or what the device was asked for."""
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(msgspec.Struct, frozen=True, tag="computed"):
     """The value is that of a formula, each time anew."""
 
     value: str
 
 
-@dataclass(frozen=True)
-class Uniform:
+class Uniform(msgspec.Struct, frozen=True, tag="uniform"):
     """A value between two formulas, drawn anew each time."""
 
     low: str
     high: str
 
 
-@dataclass(frozen=True)
-class Normal:
+class Normal(msgspec.Struct, frozen=True, tag="normal"):
     """A normally distributed value, drawn anew each time."""
 
     mean: str
     deviation: str
 
 
-@dataclass(frozen=True)
-class RandomWalk:
+class RandomWalk(msgspec.Struct, frozen=True, tag="random_walk"):
     """A random walk that reverts to `toward` (Ornstein-Uhlenbeck); `deviation` is its stationary standard deviation.
 
     With a deviation of 0 it is the exponential approach to `toward`.
@@ -87,8 +85,7 @@ class RandomWalk:
     deviation: str = "0"
 
 
-@dataclass(frozen=True)
-class Sinusoid:
+class Sinusoid(msgspec.Struct, frozen=True, tag="sinusoid"):
     """A sine in virtual time, at its highest `peak_s` seconds into each period."""
 
     mean: str
@@ -97,34 +94,30 @@ class Sinusoid:
     peak_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Decay:
+class Decay(msgspec.Struct, frozen=True, tag="decay"):
     """A store that empties: it loses `rate` units a second and `per_report` units with each report sent.
 
-    It stops at the field's minimum.
+    It stops at the field's minimum. A negative rate counts as 0, as it does for a counter.
     """
 
     rate: str
     per_report: str = "0"
 
 
-@dataclass(frozen=True)
-class Counter:
+class Counter(msgspec.Struct, frozen=True, tag="counter"):
     """A counter: it gains `rate` units a second and `per_report` with each report; past its maximum it wraps round."""
 
     rate: str
     per_report: str = "0"
 
 
-@dataclass(frozen=True)
-class Weighted:
+class Weighted(msgspec.Struct, frozen=True, tag="weighted"):
     """One of a choice field's choices, drawn anew each time; `weights` are formulas, one for each choice."""
 
     weights: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Markov:
+class Markov(msgspec.Struct, frozen=True, tag="markov"):
     """A continuous-time Markov chain over the choices of a choice field, or over false and true.
 
     `rates` holds (from, to, formula): transitions a second, where `from` and `to` are positions of choices.
@@ -133,8 +126,7 @@ class Markov:
     rates: tuple[tuple[int, int, str], ...]
 
 
-@dataclass(frozen=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True, tag="replay"):
     """A recorded series, `step_s` seconds between values, again from its start at its end.
 
     With `is_shifted` each device begins at a place of its own.
@@ -158,6 +150,9 @@ Generator = (
     | Markov
     | Replay
 )
+
+
+_CONSTANT: Final = Constant()
 
 
 @dataclass(frozen=True)
@@ -208,7 +203,7 @@ class Field:
     is_settable: bool = False
     obey_after_s: float = 0.0
     start: Start = Start()
-    generator: Generator = Constant()
+    generator: Generator = _CONSTANT
     is_windowed: bool = False
 
     def __post_init__(self) -> None:
@@ -231,8 +226,9 @@ class Field:
 class DeviceModel:
     """A kind of device; `fields` in the order of their columns, in which they are also advanced.
 
-    A formula may name any field: one that stands before it has its new value there, another its last one. `behavior`
-    names a Python class (`module:Class`) that moves the fields in place of their generators; see `behavior`.
+    A formula may name any field: one that stands before it has its new value there, another (its own field, too) its
+    last one. Besides fields it may name what `expressions.NAMES` lists. `behavior` names a Python class
+    (`module:Class`) that moves the fields in place of their generators; see `behavior`.
     """
 
     name: str
@@ -266,82 +262,6 @@ class DeviceModel:
 # A twin of which nothing is declared: everything that it reports is kept beside the columns.
 UNTYPED: Final = DeviceModel("untyped", ())
 
-# A room thermostat. Resolution and range as usual for such devices (0.01 K displayed from a sensor of 0.1 K;
-# relative humidity in %RH; two AA cells last about two years, see `behavior`).
-THERMOSTAT: Final = DeviceModel(
-    "thermostat",
-    (
-        Field(
-            "temperature",
-            "temperature",
-            "Cel",
-            minimum=-40.0,
-            maximum=85.0,
-            start=Start(17.0, 23.0),
-            # A room settles within half an hour; the day swings it by 1.5 K, warmest at 16 h.
-            generator=RandomWalk("set_point + 1.5 * wave(86400, 57600)", 1800.0, "0.3"),
-            is_windowed=True,
-        ),
-        Field(
-            "humidity",
-            "relative humidity",
-            "%RH",
-            minimum=0.0,
-            maximum=100.0,
-            start=Start(35.0, 55.0),
-            generator=RandomWalk("45", 3600.0, "4"),
-        ),
-        Field(
-            "battery",
-            "battery level",
-            "%EL",
-            minimum=0.0,
-            maximum=100.0,
-            start=Start(40.0, 100.0),
-            # Two alkaline cells last about two years.
-            generator=Decay("100 / 63072000"),
-        ),
-        Field(
-            "set_point",
-            "temperature",
-            "Cel",
-            minimum=5.0,
-            maximum=35.0,
-            is_settable=True,
-            start=Start(18.0, 22.0, 0.5),
-        ),
-        Field(
-            "firmware_version",
-            "version",
-            "",
-            dtype="choice",
-            choices=("1.0.0", "1.1.0", "2.0.0"),
-            start=Start(weights=(0.2, 0.7, 0.1)),
-        ),
-        Field(
-            "uptime",
-            "time",
-            "s",
-            dtype="uint32",
-            maximum=float(2**32 - 1),
-            start=Start(0.0, 30 * 86400.0),
-            generator=Counter("1"),
-        ),
-    ),
-    # Online for six hours at a stretch, offline for five minutes: 1.4 % of the fleet is offline at any time.
-    connectivity=Connectivity("21600", "300"),
-)
-
-MODELS: Final[Mapping[str, DeviceModel]] = {model.name: model for model in (UNTYPED, THERMOSTAT)}
-
-
-def model_named(name: str) -> DeviceModel:
-    """Return the model of that name; ModelError names the models that exist."""
-    try:
-        return MODELS[name]
-    except KeyError:
-        raise ModelError(f"there is no device model {name!r}; models: {', '.join(sorted(MODELS))}") from None
-
 
 @dataclass(frozen=True)
 class Attribute:
@@ -362,13 +282,14 @@ class Attribute:
 class Group:
     """A simulated fleet: `count` devices of one model under computed names.
 
-    `tick_s` is the length of a tick in virtual seconds, `start_s` the virtual time of tick 0 (seconds since the
-    Unix epoch), `report_every_ticks` the reporting period of every device. Without a `network` all reports arrive at
-    once.
+    The group holds the definition itself, so that it lives on whatever becomes of the file that the model was read
+    from. `tick_s` is the length of a tick in virtual seconds, `start_s` the virtual time of tick 0 (seconds since the
+    Unix epoch), `report_every_ticks` the reporting period of every device. Without a `network` all
+    reports arrive at once.
     """
 
     name: str
-    model: str
+    model: DeviceModel
     thing_name: str
     count: int
     seed: int
@@ -383,8 +304,8 @@ class Group:
             raise ModelError(f"group {self.name!r}: count {self.count} is not between 1 and {2**32 - 1}")
         if self.tick_s < 1 or self.report_every_ticks < 1:
             raise ModelError(f"group {self.name!r}: tick_s and report_every_ticks must be at least 1")
-        if not model_named(self.model).fields:
-            raise ModelError(f"group {self.name!r}: model {self.model!r} has no fields to simulate")
+        if not self.model.fields:
+            raise ModelError(f"group {self.name!r}: model {self.model.name!r} has no field to simulate")
         if len(self.pattern.name(self.count - 1)) > 128:
             raise ModelError(f"group {self.name!r}: its thing names would be longer than 128 characters")
         if self.network is not None:
@@ -397,7 +318,7 @@ class Group:
         for value, _ in network.by_value:
             if value not in values.get(network.attribute, ()):
                 raise ModelError(f"{place}: its devices have no {network.attribute!r} of {value!r}")
-        size_bytes = report_bytes(len(model_named(self.model).fields))
+        size_bytes = report_bytes(len(self.model.fields))
         period_s = self.report_every_ticks * self.tick_s
         for link in (network.link, *(link for _, link in network.by_value)):
             if 0 < link.bandwidth_bytes_s < size_bytes / period_s:

@@ -45,6 +45,7 @@ class Op(IntEnum):
     AFFINE = auto()
     CLIP = auto()
     FOLLOW = auto()
+    SCALED = auto()
     FILL = auto()
     IFILL = auto()
     FLT = auto()
@@ -126,6 +127,8 @@ _SIGNATURES: Final[Mapping[Op, str]] = {
     Op.CLIP: "wwkk",
     # from a towards b by the share k: a + (b - a) * k
     Op.FOLLOW: "wwwk",
+    # a, and b times the factor k
+    Op.SCALED: "wwwk",
     Op.FILL: "wk",
     Op.IFILL: "wu",
     **dict.fromkeys((Op.FLT, Op.FLE, Op.FEQ), "mww"),
@@ -378,6 +381,20 @@ class Builder:
             return self.emit(_WITH_SHARED[op], a, b)
         return self.emit(op, self.register(a), self.register(b))
 
+    def add_scaled(self, a: Operand, b: Operand, factor: Operand) -> Operand:
+        """Return a + b * factor."""
+        if isinstance(a, Register) and isinstance(b, Register) and isinstance(factor, Shared):
+            return self.emit(Op.SCALED, a, b, factor)
+        return self.add(a, self.multiply(b, factor))
+
+    def blend(self, a: Register, b: Operand, share: float) -> Register:
+        """Return a moved towards b by a share of the distance."""
+        if isinstance(b, Shared):
+            return self.emit(
+                Op.AFFINE, a, Shared.of(1.0 - share), _of_shared(np.multiply, b, Shared.of(share))
+            )
+        return self.emit(Op.FOLLOW, a, b, Shared.of(share))
+
     # Decisions
 
     def compare(self, operation: str, a: Operand, b: Operand) -> Register:
@@ -403,7 +420,19 @@ class Builder:
 
     def draw(self, key: Callable[[Moment], tuple[int, int]]) -> Register:
         """Return a word a device, drawn under the two keys of the moment."""
-        return self.emit(Op.DRAW, lambda moment: int(key(moment)[0]), lambda moment: int(key(moment)[1]))
+        # Both words come from one computation, which is the dearest of a tick of few devices.
+        known: dict[int, tuple[int, int]] = {}
+
+        def word(number: int) -> Callable[[Moment], int]:
+            def make(moment: Moment) -> int:
+                if moment.tick not in known:
+                    known.clear()
+                    known[moment.tick] = key(moment)
+                return known[moment.tick][number]
+
+            return make
+
+        return self.emit(Op.DRAW, word(0), word(1))
 
     # The program
 

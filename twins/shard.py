@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -30,7 +31,7 @@ from twins.messages import (
     TickOrder,
     TickSummary,
 )
-from twins.model import MODELS, UNTYPED, Group, model_named
+from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
 from twins.runners import runner
 from twins.shadow import (
@@ -44,6 +45,7 @@ from twins.shadow import (
     require_shadow,
 )
 from twins.sharding import BLOCK_SIZE
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
@@ -467,7 +469,7 @@ class Shard:
         A model without twins is there as a table without rows, so that every column can be asked for at any time.
         """
         self.write_rows()
-        missing = dict(MODELS)
+        missing = dict.fromkeys(MODELS)
         for table in self.tables.values():
             if table.count:
                 missing.pop(table.model.name, None)
@@ -476,8 +478,8 @@ class Shard:
             if fleet.table.count:
                 missing.pop(fleet.table.model.name, None)
                 yield select_rows(fleet, wanted, connectivity={})
-        for model in missing.values():
-            yield select_rows(NamedRows(model), wanted, connectivity={})
+        for name in missing:
+            yield select_rows(_no_rows(name), wanted, connectivity={})
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
@@ -485,6 +487,12 @@ class Shard:
         for fleet in self.fleets.values():
             leaves.extend(_digest_fleet(fleet))
         return leaves
+
+
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
 
 
 def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:

@@ -44,7 +44,7 @@ from twins.link_program import (
     post_layout,
 )
 from twins.messages import TickOrder, TickSummary
-from twins.model import Group, model_named
+from twins.model import Group
 from twins.post import Now, Post, PostCounts
 from twins.program import CELL_ROWS, HISTOGRAM_BUCKETS, Builder, Moment, Program
 from twins.runners import Runner
@@ -72,7 +72,7 @@ class SimulatedFleet:
     def __init__(self, group: Group, shard: int, *, shard_count: int) -> None:
         self.group = group
         self.next_tick = 0
-        model = model_named(group.model)
+        model = group.model
         blocks = group.pattern.blocks(group.count, shard, shard_count=shard_count)
         self.table = PatternRows(
             model,
@@ -330,7 +330,7 @@ class SimulatedFleet:
 
 def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
     """Return the columns of a fleet beside those of its twins."""
-    model = model_named(group.model)
+    model = group.model
     layout = device_layout(model)
     layout["connected"] = np.dtype(np.uint8)
     layout.update(post_layout(group.network))
@@ -343,7 +343,7 @@ def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
 
 def _online_share(group: Group) -> np.float32:
     """Return which share of the devices is online at the start: as many as later on, where the model fixes that."""
-    rates = connection_rates(model_named(group.model))
+    rates = connection_rates(group.model)
     if rates is None:
         return np.float32(1.0)
     online_s, offline_s = (constant_of(parse_formula(rate)) for rate in rates)

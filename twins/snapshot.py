@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from twins.errors import ModelError, SnapshotError, SnapshotVersion
 from twins.messages import GroupOrder
-from twins.model import model_named
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 from twins.snapshot_head import (
     FORMAT_VERSION,
@@ -183,7 +183,7 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
 
 def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedFleet:
     fleet = SimulatedFleet(part.order.group(), shard.number, shard_count=shard.count)
-    _read_stream(stream, fleet.arena.columns, count=fleet.table.capacity, model=part.order.model)
+    _read_stream(stream, fleet.arena.columns, count=fleet.table.capacity, model=part.order.model_name)
     fleet.next_tick, fleet.has_desired = part.next_tick, part.has_desired
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number

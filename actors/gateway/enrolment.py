@@ -52,7 +52,7 @@ from actors.registry.things import ADDITION_COUNT_MAX, Addition, thing_certifica
 from actors.wall_clock import WallClock
 from twins.errors import ModelError
 from twins.messages import Operation, Registration, Reply, Request
-from twins.model import MODELS
+from twins.shipped import MODELS
 
 # What one device of many may be refused with, while the others come into being.
 Refusal = OperatorError | ModelError

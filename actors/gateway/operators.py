@@ -50,13 +50,13 @@ class _Body(BaseModel):
 
 
 class FleetRequest(_Body):
-    """A standing simulated fleet to be created."""
+    """A standing simulated fleet to be created; `model` names a shipped model, or is one: the data of a model file."""
 
     name: str
-    model: str
+    model: str | dict[str, Any]
     count: Annotated[int, Field(ge=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    report_every_s: Annotated[int, Field(ge=1, le=_REPORT_EVERY_MAX_S)] = 10
+    report_every_s: Annotated[int, Field(ge=1, le=_REPORT_EVERY_MAX_S)] | None = None
 
 
 def create_app(
@@ -212,7 +212,7 @@ def _probe_routes(registry: Registry, platform: PlatformView, metrics: GatewayMe
 def _fleet_view(fleet: FleetRecord) -> dict[str, Any]:
     return {
         "name": fleet.group.name,
-        "model": fleet.group.model,
+        "model": fleet.group.model_name,
         "count": fleet.group.count,
         "seed": fleet.group.seed,
         "thing_name": fleet.group.thing_name,

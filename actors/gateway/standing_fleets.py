@@ -8,8 +8,9 @@ the same order twice. Who lets the fleets live (orders their ticks) reads the AC
 from __future__ import annotations
 
 from asyncio import Lock
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from actors.errors import DescriptionError, FleetExists, FleetNotFound
 from actors.fleet import Fleet
@@ -18,6 +19,8 @@ from actors.registry.registry import Registry
 from twins.errors import ModelError
 from twins.messages import GroupOrder
 from twins.model import Group
+from twins.model_reading import read_model
+from twins.shipped import model_named
 
 # All standing fleets together: at 150 bytes a twin this is 1.5 GB.
 DEVICE_COUNT_MAX: Final = 10_000_000
@@ -25,17 +28,21 @@ DEVICE_COUNT_MAX: Final = 10_000_000
 _NUMBER_WIDTH_MIN: Final = 6
 # Standing fleets live in real time, and shadows know no time finer than a second.
 _TICK_S: Final = 1
+_REPORT_EVERY_S: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class FleetDescription:
-    """What an operator says of a standing fleet."""
+    """What an operator says of a standing fleet; `model` is the name of a shipped model, or a definition as data.
+
+    Without `report_every_s` the model says how often its devices report, or it is every ten seconds.
+    """
 
     name: str
-    model: str
+    model: str | Mapping[str, Any]
     count: int
     seed: int
-    report_every_s: int
+    report_every_s: int | None = None
 
     def group(self, *, start_s: int) -> Group:
         """Return the group that begins to live at `start_s`; its devices are named `NAME-000000` and on.
@@ -43,16 +50,18 @@ class FleetDescription:
         DescriptionError or ModelError if there cannot be such a fleet.
         """
         check_fleet_name(self.name)
+        model = model_named(self.model) if isinstance(self.model, str) else read_model(self.model)
+        report_every_s = self.report_every_s or model.reporting.every_s or _REPORT_EVERY_S
         width = max(_NUMBER_WIDTH_MIN, len(str(self.count - 1)))
         return Group(
             self.name,
-            self.model,
+            model,
             f"{self.name}-{{i:0{width}d}}",
             self.count,
             self.seed,
             start_s,
             tick_s=_TICK_S,
-            report_every_ticks=self.report_every_s // _TICK_S,
+            report_every_ticks=report_every_s // _TICK_S,
         )
 
 

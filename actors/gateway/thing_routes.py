@@ -172,7 +172,7 @@ def _thing_view(thing: ThingRecord) -> dict[str, Any]:
 def _simulated_view(thing_name: str, owner: FleetRecord) -> dict[str, Any]:
     return {
         "thing_name": thing_name,
-        "model": owner.group.model,
+        "model": owner.group.model_name,
         "attributes": {},
         "origin": "simulated",
         "fleet": owner.group.name,

@@ -13,8 +13,9 @@ import msgspec
 from actors.broker_log import is_reserved_name
 from actors.errors import DescriptionError
 from twins.messages import GroupOrder
-from twins.model import MODELS, UNTYPED, model_named
+from twins.model import UNTYPED
 from twins.sharding import is_certificate_id, is_name
+from twins.shipped import MODELS, model_named
 
 # AWS IoT takes as many for a thing of a type.
 ATTRIBUTE_COUNT_MAX: Final = 50

@@ -10,7 +10,7 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "shadow", "ingest", "latency", "recovery", "journal")
+NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "recovery", "journal")
 
 
 def main() -> None:
@@ -20,12 +20,16 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
-    parser.add_argument("--twins", type=int, help="for recovery: how many twins the killed shards have")
+    parser.add_argument("--twins", type=int, help="for recovery and hundred_million: how many twins")
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:
         if not arguments.json:
             print(f"{name}: measuring ...", file=sys.stderr, flush=True)
-        options = {"twin_count": arguments.twins} if name == "recovery" and arguments.twins else {}
+        options = (
+            {"twin_count": arguments.twins}
+            if name in ("recovery", "hundred_million") and arguments.twins
+            else {}
+        )
         results: list[BenchResult] = importlib.import_module(f"tests.bench.{name}").measure(**options)
         for result in results:
             if arguments.json:

@@ -11,6 +11,7 @@ from actors.fleet import Fleet, LocalFleet
 from actors.ray_fleet import RayFleet
 from tests.contract.fleets import ray_fleet, running_ray
 from twins.model import Attribute, Group
+from twins.shipped import model_named
 
 START_S = 1_767_225_600
 _NUMBERS = itertools.count()
@@ -49,7 +50,9 @@ def prefix() -> str:
 @pytest.fixture
 async def homes(fleet: Fleet, prefix: str) -> AsyncIterator[Group]:
     """Yield a simulated group of 600 thermostats, removed after the test."""
-    group = Group(f"{prefix}homes", "thermostat", f"{prefix}-{{i}}", 600, 5, START_S, attributes=(_SITES,))
+    group = Group(
+        f"{prefix}homes", model_named("thermostat"), f"{prefix}-{{i}}", 600, 5, START_S, attributes=(_SITES,)
+    )
     await fleet.create_group(group)
     yield group
     await fleet.delete_group(group.name)

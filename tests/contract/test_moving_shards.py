@@ -29,11 +29,12 @@ from tests.integration.running_broker import DEADLINE_S, running_site
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Group
 from twins.sharding import shard_of
+from twins.shipped import model_named
 
 THINGS = [f"mover-{letter}" for letter in "abcd"]
 ROUNDS = 6
 # In its snapshot each shard of them has some megabytes.
-GROUP = Group("crowd", "thermostat", "crowd-{i}", 80_000, 7, START_S)
+GROUP = Group("crowd", model_named("thermostat"), "crowd-{i}", 80_000, 7, START_S)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.contract.fleets import ray_fleet
 from twins.errors import InvalidRequest, RequestError, ShadowNotFound, VersionConflict
 from twins.messages import Operation, Request, TickOrder
 from twins.model import Group
+from twins.shipped import model_named
 
 # A call takes milliseconds, the first one of a new worker process some seconds.
 DEADLINE_S = 30.0
@@ -127,14 +128,14 @@ async def test_a_refusal_is_raised_as_its_error_from_a_reference_too(
 
 # One history, whoever runs it
 
-GROUP = Group("seeded", "thermostat", "seeded-{i}", 700, 42, START_S)
+GROUP = Group("seeded", model_named("thermostat"), "seeded-{i}", 700, 42, START_S)
 ORDERS = [
     TickOrder(GROUP.name, 0, 30),
     TickOrder(GROUP.name, 30, 20, {"set_point": 23.5}),
     TickOrder(GROUP.name, 50, 61),
 ]
 # Changes only with the meaning of a seed, which is a promise: a report repeats years later.
-DIGEST = "0563fcdd4eed620c0d3c8517d4ce68ac9ffc31bea52f67a132e617a007b1e13b"
+DIGEST = "25798db3b298c76ebbb042d39a92b0de92f68144213524080c56b4b2e4f51985"
 
 
 async def digest_after_ticks(fleet: Fleet) -> str:

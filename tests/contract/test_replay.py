@@ -21,8 +21,9 @@ from twins.messages import Batch, Operation, Request, TickOrder
 from twins.model import Group
 from twins.shard import Shard, combine_digest
 from twins.sharding import shard_of
+from twins.shipped import model_named
 
-GROUP: Final = Group("replayed", "thermostat", "replayed-{i}", 700, 7, START_S)
+GROUP: Final = Group("replayed", model_named("thermostat"), "replayed-{i}", 700, 7, START_S)
 TICKS: Final = 20
 
 

@@ -17,9 +17,12 @@ from actors.gateway.server import HttpServer, bind_loopback
 from actors.metrics import ProcessStatus
 from actors.pki import generate_key_and_csr
 from actors.registry.records import FleetRecord, new_thing
+from scenarios.source import parse_yaml
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem
 from twins.messages import GroupOrder, Operation, Request
 from twins.model import Group
+from twins.model_reading import read_model
+from twins.shipped import model_named, shipped_text
 
 DEADLINE_S = 10.0
 
@@ -360,6 +363,22 @@ async def test_a_standing_fleet_comes_is_listed_and_goes(gateway: Gateway, clien
     assert_problem(await client.delete("/v1/fleets/hall"), 404, "ResourceNotFoundException")
 
 
+async def test_a_fleet_may_bring_its_model_along_and_keeps_it(
+    gateway: Gateway, client: httpx.AsyncClient
+) -> None:
+    model = parse_yaml(shipped_text("thermostat"), "").plain()
+    model["reporting"] = {"every": "30s"}
+    created = await client.post("/v1/fleets", json={"name": "hall", "model": model, "count": 10})
+    assert created.status_code == 201
+    fleet = created.json()
+    # Without a period of its own the fleet reports as its model says.
+    assert (fleet["model"], fleet["report_every_s"]) == ("thermostat", 30)
+    kept = (await gateway.registry.fleets.get("hall")).group.group().model
+    assert kept == read_model(model) != model_named("thermostat")
+    described = (await client.get("/v1/twins/hall-000003")).json()
+    assert (described["model"], described["origin"]) == ("thermostat", "simulated")
+
+
 async def test_names_of_devices_and_fleets_do_not_collide(client: httpx.AsyncClient) -> None:
     order = {"name": "hall", "model": "thermostat", "count": 10}
     assert (await client.post("/v1/fleets", json=order)).status_code == 201
@@ -380,8 +399,10 @@ async def test_names_of_devices_and_fleets_do_not_collide(client: httpx.AsyncCli
         ({"count": 0}, "count"),
         ({"count": 10_000_001}, "10000000"),
         ({"count": "5"}, "count"),
-        ({"model": "untyped"}, "behavior"),
+        ({"model": "untyped"}, "no field to simulate"),
         ({"model": "toaster"}, "toaster"),
+        ({"model": {"kind": "DeviceModel"}}, "fields: is missing"),
+        ({"model": 5}, "model"),
         ({"name": "a/b"}, "fleet name"),
         ({"report_every_s": 0}, "report_every_s"),
         ({"speed": 3}, "speed"),
@@ -399,14 +420,17 @@ async def test_a_fleet_described_wrongly_is_refused_and_not_kept(
 async def test_a_group_of_a_scenario_does_not_become_a_standing_fleet(
     gateway: Gateway, client: httpx.AsyncClient
 ) -> None:
-    await gateway.fleet.create_group(Group("hall", "thermostat", "x-{i}", 5, seed=1, start_s=0))
+    await gateway.fleet.create_group(Group("hall", model_named("thermostat"), "x-{i}", 5, seed=1, start_s=0))
     refused = await client.post("/v1/fleets", json={"name": "hall", "model": "thermostat", "count": 10})
     assert_problem(refused, 409, "ConflictException")
     assert (await client.get("/v1/fleets")).json() == {"fleets": []}
 
 
 async def test_what_a_gateway_left_half_done_is_settled(gateway: Gateway) -> None:
-    groups = [Group(name, "thermostat", f"{name}-{{i}}", 5, seed=1, start_s=0) for name in ("young", "old")]
+    groups = [
+        Group(name, model_named("thermostat"), f"{name}-{{i}}", 5, seed=1, start_s=0)
+        for name in ("young", "old")
+    ]
     for group in groups:
         await gateway.registry.fleets.add(FleetRecord(GroupOrder.of(group), 0))
     await gateway.fleet.create_group(groups[1])

@@ -41,6 +41,7 @@ from twins.errors import InvariantError, ModelError
 from twins.messages import GroupOrder
 from twins.model import Group
 from twins.sharding import NamePattern
+from twins.shipped import model_named
 
 NOW_S = 1_760_000_000.0
 
@@ -82,7 +83,7 @@ def certificate_for(authority: CertificateAuthority, name: str) -> IssuedCertifi
 
 
 def fleet_named(name: str) -> FleetRecord:
-    group = Group(name, "thermostat", f"{name}-{{i:06d}}", 10, seed=1, start_s=int(NOW_S))
+    group = Group(name, model_named("thermostat"), f"{name}-{{i:06d}}", 10, seed=1, start_s=int(NOW_S))
     return FleetRecord(GroupOrder.of(group), int(NOW_S))
 
 

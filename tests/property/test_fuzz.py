@@ -20,6 +20,7 @@ from twins.messages import SHADOW_OPERATION, Batch, Operation, Outcome, Publish,
 from twins.model import Group
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 
 # Inputs of a run of the tests, in parts that workers may share. Raise it for a longer hunt: the next hundred thousand
@@ -42,7 +43,7 @@ UNSURE = object()
 
 def new_shard() -> Shard:
     shard = Shard(0, 1)
-    shard.create_group(Group("homes", "thermostat", "home-{i}", 50, 1, NOW_S))
+    shard.create_group(Group("homes", model_named("thermostat"), "home-{i}", 50, 1, NOW_S))
     register = Request(Operation.REGISTER, REPORTER, b'{"model":"thermostat"}', is_direct=True)
     shard.apply(Batch("", 0, [register]), NOW_S)
     return shard

@@ -20,11 +20,18 @@ from twins.query_grammar import pattern_of
 from twins.query_terms import ANY_FIELD, And, Everything, Exists, Expression, Match, Not, Or, Pattern, Range
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.table import TwinTable
 
 NOW_S = 1_700_000_000
 GROUP = Group(
-    "homes", "thermostat", "home-{i}", 10, 1, NOW_S, attributes=(Attribute("site", ("ber", "Par is")),)
+    "homes",
+    model_named("thermostat"),
+    "home-{i}",
+    10,
+    1,
+    NOW_S,
+    attributes=(Attribute("site", ("ber", "Par is")),),
 )
 
 # Texts

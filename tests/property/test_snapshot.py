@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,21 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.json_values import any_states, exact, whole_values
-from twins import model
+from twins import messages, snapshot
 from twins.errors import SnapshotError
 from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
-from twins.model import Attribute, Group
+from twins.model import Attribute, Field, Group
 from twins.shadow import encode_json
 from twins.shard import Shard, combine_digest
+from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 from twins.snapshot_head import FORMAT_VERSION
 
 NOW_S = 1_700_000_000
 SITES = Attribute("site", ("berlin", "paris"), (0.75, 0.25))
 GROUPS = (
-    Group("homes", "thermostat", "home-{i}", 300, 1, NOW_S, attributes=(SITES,)),
-    Group("offices", "thermostat", "office-{i:04d}", 40, 2, NOW_S, 5, 3),
-    Group("elsewhere", "thermostat", "z{i}", 1, 2, NOW_S),
+    Group("homes", model_named("thermostat"), "home-{i}", 300, 1, NOW_S, attributes=(SITES,)),
+    Group("offices", model_named("thermostat"), "office-{i:04d}", 40, 2, NOW_S, 5, 3),
+    Group("elsewhere", model_named("thermostat"), "z{i}", 1, 2, NOW_S),
 )
 THINGS = ("lamp", "door", "heater", "home-7", "office-0039")
 
@@ -202,12 +204,19 @@ def test_a_snapshot_of_another_version_is_refused_and_named(version: int, age: s
         load_shard(magic + hashlib.sha256(rest).digest() + rest)
 
 
-def test_a_snapshot_of_a_model_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = (*model.THERMOSTAT.fields, model.Field("mode", "mode", "", dtype="choice", choices=("heat",)))
-    changed = model.DeviceModel("thermostat", fields)
-    monkeypatch.setattr(model, "MODELS", {"thermostat": changed, "untyped": model.UNTYPED})
+def test_a_simulated_fleet_keeps_the_model_that_it_was_created_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "model_named", lambda _: pytest.fail("a name was looked up"))
+    assert load_shard(DATA).fleets["homes"].group == GROUPS[0]
+
+
+def test_a_snapshot_of_real_things_whose_model_has_changed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thermostat = model_named("thermostat")
+    fields = (*thermostat.fields, Field("mode", "mode", "", dtype="choice", choices=("heat",)))
+    monkeypatch.setattr(snapshot, "model_named", lambda _: replace(thermostat, fields=fields))
     with pytest.raises(SnapshotError, match="thermostat"):
         load_shard(DATA)
-    monkeypatch.setattr(model, "MODELS", {"untyped": model.UNTYPED})
+    monkeypatch.setattr(snapshot, "model_named", lambda _: model_named("toaster"))
     with pytest.raises(SnapshotError, match="no device model"):
         load_shard(DATA)

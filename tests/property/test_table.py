@@ -14,14 +14,16 @@ from tests.property.json_values import BORDERS, KEYS, any_states, exact, leaves
 from twins.columns import QueryColumn
 from twins.errors import RequestError
 from twins.messages import Batch, Operation, Publish, Request, TickOrder
-from twins.model import THERMOSTAT, Group
+from twins.model import Group
 from twins.shadow import TOMBSTONE_S, ShadowDocument, encode_json, parse_update
 from twins.shard import Shard
 from twins.sharding import shard_of
+from twins.shipped import model_named
 
 NOW_S = 1_700_000_000
 REAL, SIMULATED = "lamp", "sim-37"
-GROUP = Group("homes", "thermostat", "sim-{i}", 50, 1, NOW_S)
+THERMOSTAT = model_named("thermostat")
+GROUP = Group("homes", THERMOSTAT, "sim-{i}", 50, 1, NOW_S)
 
 # Values at the top of a thermostat's document, where columns are: more often than `any_states` puts them there.
 field_states = st.fixed_dictionaries(
@@ -126,7 +128,7 @@ def check_columns(shard: Shard, thing: str, document: ShadowDocument) -> None:
     [part] = [
         part
         for part in shard.select(None)
-        if "reported_uptime" in part and part["origin"].choices == (origin,)
+        if part["model"].choices == (THERMOSTAT.name,) and part["origin"].choices == (origin,)
     ]
     row = list(part["name"].values).index(thing)
     assert cell(part["version"], row) == document.version

@@ -9,14 +9,17 @@ from actors.fleet import LocalFleet
 from twins.kernels import Kernels
 from twins.messages import TickOrder, TickSummary
 from twins.model import Attribute, Group
+from twins.shipped import model_named
 
 START_S = 1_767_225_600
 TICKS = 100
 WISH_AT = 50
 SITES = Attribute("site", ("berlin", "paris", "rom"), (5.0, 3.0, 2.0))
 GROUPS = (
-    Group("homes", "thermostat", "home-{i:05d}", 5000, 42, START_S, attributes=(SITES,)),
-    Group("offices", "thermostat", "{i}-office", 333, 7, START_S, tick_s=1, report_every_ticks=1),
+    Group("homes", model_named("thermostat"), "home-{i:05d}", 5000, 42, START_S, attributes=(SITES,)),
+    Group(
+        "offices", model_named("thermostat"), "{i}-office", 333, 7, START_S, tick_s=1, report_every_ticks=1
+    ),
 )
 # Written down when simulation was introduced. Whatever changes it changes the results of every seeded run: say so.
 STORED = "69a36e990ee206108a2d21963ab4e131d9bffc4569eb8d918bb505732a301a77"

@@ -14,19 +14,21 @@ from tests.asking import update
 from twins.errors import ModelError
 from twins.generators import wave
 from twins.messages import TickOrder, TickSummary
-from twins.model import THERMOSTAT, Attribute, Group
+from twins.model import Attribute, Group
 from twins.program import CELL_ROWS
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 
 START_S = 1_700_000_000
 PERIOD = 10
+THERMOSTAT = model_named("thermostat")
 SET_POINT = THERMOSTAT.positions["set_point"]
 
 
 def shard_of_homes(count: int, **more: Any) -> Shard:
     shard = Shard(0, 1)
-    shard.create_group(Group("homes", "thermostat", "home-{i}", count, 3, **{"start_s": START_S, **more}))
+    shard.create_group(Group("homes", THERMOSTAT, "home-{i}", count, 3, **{"start_s": START_S, **more}))
     return shard
 
 
@@ -111,7 +113,7 @@ def test_rows_that_only_fill_a_cell_are_never_counted(count: int, shard_count: i
     total = TickSummary()
     for shard in shards:
         shard.create_group(
-            Group("homes", "thermostat", "home-{i}", count, 3, START_S, report_every_ticks=period)
+            Group("homes", THERMOSTAT, "home-{i}", count, 3, START_S, report_every_ticks=period)
         )
         total += shard.tick(TickOrder("homes", 0, 3 * period, {"set_point": 33.0}))
     assert total.device_ticks == 3 * period * count

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from scenarios.brain import PENDING_MAX, REPLY_TIMEOUT_S, DeviceBrain, DeviceEvent, Message
-from twins.model import THERMOSTAT, UNTYPED
+from twins.model import UNTYPED
+from twins.shipped import MODELS, model_named
+
+THERMOSTAT = model_named("thermostat")
 
 PREFIX = "$aws/things/room/shadow"
 
@@ -32,6 +36,39 @@ def hear(
 ) -> tuple[list[Message], list[DeviceEvent]]:
     reaction = brain.on_message(f"{PREFIX}/{topic}", msgspec.json.encode(body), now_s)
     return reaction.messages, reaction.events
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "untyped"])
+def test_a_device_of_any_model_reports_values_that_the_model_allows(name: str) -> None:
+    brain = DeviceBrain("thing", MODELS[name], report_every_s=10)
+    for field in MODELS[name].fields:
+        value = brain.values[field.name]
+        if field.dtype == "choice":
+            assert value in field.choices
+        elif field.dtype == "bool":
+            assert isinstance(value, bool)
+        else:
+            assert field.minimum <= value <= field.maximum
+            assert isinstance(value, float if field.column_dtype.kind == "f" else int)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "is_obeyed"),
+    [
+        ("smart-meter", "relay", False, True),
+        ("smart-meter", "relay", 0, False),
+        ("pump", "speed", 2000, True),
+        ("pump", "speed", 3001, False),
+        ("pump", "speed", True, False),
+        ("pump", "wear", 5, False),
+    ],
+)
+def test_a_device_obeys_what_its_model_lets_it(model: str, name: str, value: Any, is_obeyed: bool) -> None:
+    brain = DeviceBrain("thing", MODELS[model], report_every_s=10)
+    brain.on_connected(0.0)
+    body = msgspec.json.encode({"version": 3, "state": {name: value}})
+    brain.on_message(f"{brain.prefix}/update/delta", body, 1.0)
+    assert (brain.values[name] == value and type(brain.values[name]) is type(value)) == is_obeyed
 
 
 def test_it_reads_its_shadow_whenever_it_connects() -> None:

@@ -25,8 +25,11 @@ from scenarios.result import EXIT_CODES, Outcome
 from scenarios.spec import CHECKS, Assertion, Threshold
 from twins.messages import TickOrder, TickSummary
 from twins.model import Group
+from twins.shipped import model_named
 
-GROUP = Group("rooms", "thermostat", "room-{i:04d}", 1000, seed=1, start_s=0, report_every_ticks=10)
+GROUP = Group(
+    "rooms", model_named("thermostat"), "room-{i:04d}", 1000, seed=1, start_s=0, report_every_ticks=10
+)
 
 
 def threshold(metric: str, text: str) -> Threshold:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer.main
 
@@ -58,7 +59,10 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 # Help and usage
 
 # They only read files.
-WITHOUT_PLATFORM = (["audit", "check"],)
+WITHOUT_PLATFORM = (
+    ["audit", "check"],
+    *(["model", name] for name in ("list", "show", "schema", "validate")),
+)
 
 
 @pytest.mark.parametrize("path", list(command_paths()), ids=" ".join)
@@ -93,6 +97,7 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("model", name) for name in ("list", "show", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
@@ -216,6 +221,52 @@ def test_help_and_queries_import_nothing_heavy() -> None:
         "rich",
     }
     assert heavy & set(done.stdout.split()) == set()
+
+
+# Device models
+
+
+def test_shipped_models_are_listed_and_shown_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_and_read(capsys, "model", "list")
+    assert (code, out.splitlines()[0].split()) == (0, ["NAME", "FIELDS", "EVERY", "DESCRIPTION"])
+    assert "thermostat" in out
+    listed = msgspec.json.decode(run_and_read(capsys, "model", "list", "-o", "json")[1])["models"]
+    for model in listed:
+        file = ROOT / "twins" / "models" / f"{model['name']}.yaml"
+        assert run_and_read(capsys, "model", "show", model["name"])[1] == file.read_text()
+    data = msgspec.json.decode(run_and_read(capsys, "model", "show", "pump", "-o", "json")[1])
+    assert data["metadata"]["name"] == "pump"
+
+
+def test_a_model_file_is_validated_with_all_of_its_mistakes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(run_and_read(capsys, "model", "show", "pump")[1])
+    code, out, _ = run_and_read(capsys, "model", "validate", str(good))
+    assert (code, "nothing is wrong" in out) == (0, True)
+    bad.write_text(good.read_text().replace("quantity: wear", "quantty: wear"))
+    code, out, err = run_and_read(capsys, "model", "validate", str(good), str(bad))
+    assert (code, out) == (2, "")
+    line = bad.read_text().splitlines().index("    quantty: wear") + 1
+    assert f"{bad}:{line}:5: fields[2].quantty: unknown key; did you mean 'quantity'?" in err
+    assert run_and_read(capsys, "model", "show", str(bad))[0] == 2
+    assert run_and_read(capsys, "fleet", "create", "x", "--model", str(bad), "--count", "1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("pumpe", "did you mean 'pump'"), ("./pump.yaml", "cannot be read: No such file")]
+)
+def test_a_model_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str], model: str, words: str
+) -> None:
+    code, _, err = run_and_read(capsys, "model", "show", model)
+    assert (code, words in err) == (2, True)
+
+
+def test_the_schema_of_model_files_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_and_read(capsys, "model", "schema")
+    assert (code, msgspec.json.decode(out)["title"]) == (0, "twinfleet device model")
 
 
 def test_the_version_is_the_projects() -> None:

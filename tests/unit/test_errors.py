@@ -73,6 +73,7 @@ INSTANCES: tuple[Exception, ...] = (
     twins_errors.PayloadTooLarge(),
     twins_errors.UnsupportedEncoding(),
     twins_errors.ModelError("no such field"),
+    twins_errors.ModelInvalid([twins_errors.Mistake(("fields", 0, "unit"), "is missing")]),
     twins_errors.InvariantError("a bug"),
     twins_errors.SnapshotError("cut off"),
     twins_errors.SnapshotVersion("of a newer version"),

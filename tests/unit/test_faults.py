@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.unit.test_link import COUNT, START_S, Fleet, near
+from tests.unit.test_link import COUNT, START_S, THERMOSTAT, Fleet, near
 from twins.errors import ModelError
 from twins.faults import ACTIONS, Fault, Select
 from twins.link import Link, Network
 from twins.messages import TickOrder, TickSummary
-from twins.model import THERMOSTAT, Attribute, Group
+from twins.model import Attribute, Group
 from twins.shard import Shard
 
 POSITIONS = THERMOSTAT.positions
 
 
-def fault(action: str, first: int = 0, ticks: int = 10, select: Select | None = None, **more: Any) -> Fault:
+def fault(action: str, first: int = 0, ticks: int = 10, select: Any = None, **more: Any) -> Fault:
     parameters = {name: more.pop(name) for name in list(more) if name not in ("field", "direction")}
     return Fault(f"the-{action}", action, first, ticks, tuple(parameters.items()), select or Select(), **more)
 
@@ -283,7 +283,7 @@ def test_exactly_as_many_devices_are_hit_as_were_asked_for_in_any_number_of_shar
         total = TickSummary()
         for number in range(shard_count):
             shard = Shard(number, shard_count)
-            group = Group("g", "thermostat", "g-{i}", 3000, 5, START_S, 1, 1, (region,))
+            group = Group("g", THERMOSTAT, "g-{i}", 3000, 5, START_S, 1, 1, (region,))
             shard.create_group(group)
             total += shard.tick(TickOrder("g", 0, 1, {}, [trouble]))
         assert total.reports_silent == 7

@@ -15,8 +15,10 @@ from twins.link import Link, Network
 from twins.messages import TickOrder, TickSummary
 from twins.model import Attribute, Group
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 
+THERMOSTAT = model_named("thermostat")
 START_S = 1_767_225_600
 COUNT = 2000
 REGION = Attribute("region", ("north", "south"), (1.0, 1.0))
@@ -30,7 +32,7 @@ class Fleet:
         self.shard.create_group(
             Group(
                 "homes",
-                "thermostat",
+                THERMOSTAT,
                 "home-{i}",
                 count,
                 3,

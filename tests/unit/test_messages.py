@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -20,10 +22,11 @@ from twins.messages import (
     decode_outcome,
     encode,
 )
-from twins.model import Attribute, Group
+from twins.model import Attribute, Computed, Group
+from twins.shipped import model_named
 
 SITES = Attribute("site", ("berlin", "paris"), (0.5, 0.5))
-GROUP = Group("homes", "thermostat", "home-{i}", 300, 1, 1000, 2, 5, attributes=(SITES,))
+GROUP = Group("homes", model_named("thermostat"), "home-{i}", 300, 1, 1000, 2, 5, attributes=(SITES,))
 
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 
@@ -58,7 +61,28 @@ def test_only_questions_leave_no_trace() -> None:
 def test_a_group_travels_as_its_order() -> None:
     order = GroupOrder.of(GROUP)
     assert order.group() == GROUP
+    assert order.model_name == "thermostat"
     assert msgspec.msgpack.decode(encode(order), type=GroupOrder).group() == GROUP
+
+
+def test_the_model_of_a_group_travels_by_value() -> None:
+    changed = replace(GROUP.model, fields=GROUP.model.fields[:4])
+    order = GroupOrder.of(replace(GROUP, model=changed))
+    group = msgspec.msgpack.decode(encode(order), type=GroupOrder).group()
+    assert (group.model, group.model.name) == (changed, "thermostat")
+
+
+def test_an_order_of_an_earlier_version_names_its_model() -> None:
+    order = GroupOrder("homes", "thermostat", "home-{i}", 300)
+    assert order.group().model == model_named("thermostat")
+    assert order.model_name == "thermostat"
+
+
+def test_a_model_that_is_not_sound_makes_no_group() -> None:
+    field = replace(GROUP.model.fields[0], generator=Computed("no_such_field"))
+    order = GroupOrder.of(replace(GROUP, model=replace(GROUP.model, fields=(field,))))
+    with pytest.raises(ModelError, match="no_such_field"):
+        msgspec.msgpack.decode(encode(order), type=GroupOrder).group()
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ CASES: dict[Op, Callable[[Builder], None]] = {
     Op.AFFINE: _word(Op.AFFINE, "x", K, L),
     Op.CLIP: _word(Op.CLIP, "x", K, L),
     Op.FOLLOW: _word(Op.FOLLOW, "x", "y", K),
+    Op.SCALED: _word(Op.SCALED, "x", "y", K),
     Op.FILL: _word(Op.FILL, L),
     Op.IFILL: _word(Op.IFILL, lambda moment: moment.time_s),
     **{op: _mask(op, "x", "y") for op in (Op.FLT, Op.FLE, Op.FEQ)},

@@ -13,6 +13,7 @@ from twins.messages import Operation
 from twins.model import Group
 from twins.shadow import DOCUMENT_BYTES_MAX, TOMBSTONE_S, json_equal
 from twins.shard import Shard
+from twins.shipped import model_named
 
 HOURS = 3600
 
@@ -531,7 +532,7 @@ def test_neither_write_back_nor_a_simulated_row_forgets_the_size(
     shard: Shard, monkeypatch: pytest.MonkeyPatch, thing: str
 ) -> None:
     monkeypatch.setattr("twins.shard._UNPACKED_MAX", 1)
-    shard.create_group(Group("homes", "thermostat", "home-{i}", 40, 1, NOW_S))
+    shard.create_group(Group("homes", model_named("thermostat"), "home-{i}", 40, 1, NOW_S))
     codes = []
     for number in range(12):
         said = update(shard, {"state": {"reported": {f"k{number}": "x" * 1000}}}, thing=thing)

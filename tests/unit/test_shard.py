@@ -12,6 +12,7 @@ from twins.errors import ModelError
 from twins.messages import Batch, Operation, Request
 from twins.model import Group
 from twins.shard import Shard
+from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 
 
@@ -184,7 +185,7 @@ def test_of_unregistered_things_so_many_are_remembered_as_take_no_room(
 
 
 def test_a_thing_and_a_simulated_device_never_share_a_name(shard: Shard) -> None:
-    homes = Group("homes", "thermostat", "home-{i}", 40, 1, 0)
+    homes = Group("homes", model_named("thermostat"), "home-{i}", 40, 1, 0)
     update(shard, {"state": {"reported": {"is": "real"}}}, thing="home-7")
     with pytest.raises(ModelError, match="home-7"):
         shard.create_group(homes)

@@ -12,6 +12,7 @@ from scenarios.reading import load_scenario, parse_scenario, reseeded
 from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor
 from scenarios.workloads import groups_of, orders_for, window_end
 from twins.messages import TickOrder
+from twins.shipped import shipped_text
 
 LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"
 HEAD = "apiVersion: twinfleet/v1\nkind: Scenario\nmetadata: {name: test}\n"
@@ -60,13 +61,14 @@ def test_the_smoke_scenario_says_what_it_means() -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration", "seconds"), [("10s", 10), ("2m", 120), ("1h", 3600), ("1_000s", 1000), ("1.5m", 90)]
+    ("duration", "seconds"),
+    [("10s", 10), ("2m", 120), ("1h", 3600), ("1_000s", 1000), ("1.5m", 90), ("1d", 86400)],
 )
 def test_durations_have_units(duration: str, seconds: int) -> None:
     assert parse_scenario(HEAD + f"duration: {duration}\n").duration_s == seconds
 
 
-@pytest.mark.parametrize("duration", ["10", "10 s", "1d", "-5s", "soon", "[1s]", "0s", "1.5s", "true"])
+@pytest.mark.parametrize("duration", ["10", "10 s", "1w", "-5s", "soon", "[1s]", "0s", "1.5s", "true"])
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     assert only_problem(HEAD + f"duration: {duration}\n").path == "duration"
 
@@ -169,7 +171,7 @@ def test_a_word_of_the_language_that_is_not_built_is_refused_never_ignored(text:
             "group 'a'",
         ),
         ("groups: [{name: a, count: 1, model: thermostt}]\n", "groups[0].model", "did you mean 'thermostat'"),
-        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no fields"),
+        ("groups: [{name: a, count: 1, model: untyped}]\n", "groups[0]", "no field to simulate"),
         (
             "groups: [{name: a, count: 1, attributes: {s: {choice: [x, y], weights: [1]}}}]\n",
             "groups[0].attributes.s",
@@ -326,3 +328,67 @@ def test_a_window_ends_at_the_next_step_and_what_it_desires_rides_on_the_order()
 def test_a_window_lasts_a_tenth_of_a_second_or_fifty_ticks(clock: str, end: int) -> None:
     scenario = parse_scenario(HEAD + f"duration: 10m\nclock: {clock}\n" + GROUP)
     assert window_end(scenario, 0) == end
+
+
+def scenario_file(folder: Path, model: str) -> Path:
+    file = folder / "scenario.yaml"
+    file.write_text(HEAD + f"duration: 1m\ngroups: [{{name: rooms, count: 10, model: {model}}}]\n")
+    return file
+
+
+def test_a_group_may_have_a_model_of_a_file_beside_the_scenario(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    text = shipped_text("thermostat").replace("maximum: 85", "maximum: 70") + "reporting: {every: 30s}\n"
+    (tmp_path / "models" / "mine.yaml").write_text(text)
+    scenario = load_scenario(scenario_file(tmp_path, "models/mine.yaml"))
+    [group] = groups_of(scenario)
+    assert group.model.fields[0].maximum == 70
+    # The model says how often its devices report, where the scenario does not.
+    assert group.report_every_ticks == 30
+    (tmp_path / "models" / "mine.yaml").unlink()
+    assert group.model.name == "thermostat"
+
+
+def test_mistakes_of_a_model_file_are_told_with_its_own_lines(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        shipped_text("thermostat").replace("unit: Cel", "unit: celsius").replace("step: 0.5", "stp: 0.5")
+    )
+    with pytest.raises(ScenarioInvalid) as caught:
+        load_scenario(scenario_file(tmp_path, "mine.yaml"))
+    lines = mine.read_text().splitlines()
+    found = [(problem.file, problem.path) for problem in caught.value.problems]
+    assert found == [
+        (str(mine), "fields[0].unit"),
+        (str(mine), "fields[3].unit"),
+        (str(mine), "fields[3].start.stp"),
+    ]
+    first = caught.value.problems[0]
+    assert lines[first.line - 1][first.column - 1 :] == "celsius"
+
+
+def test_a_model_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioInvalid, match=r"nowhere\.yaml:1:1: cannot be read"):
+        load_scenario(scenario_file(tmp_path, "nowhere.yaml"))
+
+
+def test_what_a_file_may_not_be_read_for_is_no_device_model() -> None:
+    problem = only_problem(HEAD + "duration: 1m\ndevices: [{name: real, model: ./mine.yaml}]\n")
+    assert problem.path == "devices[0].model"
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "words"),
+    [
+        ("smart-meter", "relay: false", "relay is a bool field"),
+        ("pump", "speed: 3001", "from 1000 to 3000 1/min"),
+        ("pump", "speed: 2000.5", "whole number"),
+        ("pump", "wear: 3", "settable: speed"),
+    ],
+)
+def test_what_a_group_is_told_fits_its_model(model: str, state: str, words: str) -> None:
+    text = (
+        f"groups: [{{name: some, count: 1, model: {model}}}]\n"
+        f"steps: [{{at: 1s, set_desired: {{group: some, state: {{{state}}}}}}}]\n"
+    )
+    assert words in only_problem(HEAD + "duration: 1m\n" + text).text

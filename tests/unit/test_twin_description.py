@@ -12,6 +12,7 @@ from twins.messages import Batch, Connectivity, Operation, Outcome, Reply, Reque
 from twins.model import Attribute, Group
 from twins.shadow import encode_json
 from twins.shard import Shard
+from twins.shipped import model_named
 
 REPORT = b'{"hed":{"rid":7,"v":"1.0"},"met":{"ns":{"bi":5}}}'
 
@@ -94,7 +95,9 @@ def test_a_twin_is_described_with_its_shadows(shard: Shard) -> None:
 def test_a_simulated_twin_is_described_in_the_same_words() -> None:
     shard = Shard(0, 1)
     sites = Attribute("site", ("berlin",), (1.0,))
-    shard.create_group(Group("homes", "thermostat", "home-{i}", 3, 1, NOW_S, attributes=(sites,)))
+    shard.create_group(
+        Group("homes", model_named("thermostat"), "home-{i}", 3, 1, NOW_S, attributes=(sites,))
+    )
     found = describe(shard, "home-1")
     assert (found["origin"], found["model"], found["attributes"]) == (
         "simulated",
