@@ -18,7 +18,7 @@ from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 
 START_S = 1_767_225_600
-TICKS = 60
+TICKS = 40
 THERMOSTAT = model_named("thermostat")
 REGION = Attribute("region", ("north", "south", "east"), (5.0, 3.0, 2.0))
 SLOW = Link(400, 300, loss=0.05, corrupt=0.02, reorder=0.05, duplicate=0.05, bandwidth_bytes_s=900)
@@ -30,7 +30,7 @@ NETWORKS = (
 
 
 def everything_wrong() -> list[Fault]:
-    """Return a fault of every kind, each over another stretch of time, of a share of the devices."""
+    """Return a fault of every kind, in turns, of a share of the devices."""
     faults = []
     parameters: dict[str, dict[str, float]] = {
         "latency": {"latency_ms": 900, "jitter_ms": 800},
@@ -53,8 +53,9 @@ def everything_wrong() -> list[Fault]:
             Fault(
                 name,
                 name,
-                number,
-                12 + number % 5,
+                # Few different times: each new set of faults takes a program of its own.
+                4 * (number % 4),
+                12,
                 tuple(parameters.get(name, {}).items()),
                 select,
                 fields[number % 3] if is_of_field else "",
@@ -81,7 +82,7 @@ def history(
     for first in range(0, TICKS, window):
         if first == snapshot_at:
             shards = [load_shard(dump_shard(shard)) for shard in shards]
-        desired = {"set_point": 22.5} if first == 30 else {}
+        desired = {"set_point": 22.5} if first == 24 else {}
         order = TickOrder("homes", first, min(window, TICKS - first), desired, everything_wrong())
         happened = TickSummary()
         for shard in shards:
@@ -93,7 +94,7 @@ def history(
 
 @pytest.fixture(scope="module")
 def reference() -> dict[Network, tuple[str, TickSummary]]:
-    return {network: history(network, 1, window=10) for network in NETWORKS}
+    return {network: history(network, 1, window=8) for network in NETWORKS}
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=["qos 1", "qos 0"])
@@ -110,7 +111,7 @@ def test_everything_happens_and_every_report_is_accounted_for(
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=["qos 1", "qos 0"])
-@pytest.mark.parametrize(("shard_count", "window"), [(8, 10), (1, 1), (3, 15), (8, 1)])
+@pytest.mark.parametrize(("shard_count", "window"), [(8, 8), (3, 1)])
 def test_shards_and_windows_make_no_difference(
     reference: dict[Network, tuple[str, TickSummary]], network: Network, shard_count: int, window: int
 ) -> None:
@@ -118,7 +119,7 @@ def test_shards_and_windows_make_no_difference(
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=["qos 1", "qos 0"])
-@pytest.mark.parametrize("runner", [Kernels, Interpreter])
+@pytest.mark.parametrize("runner", [Kernels])
 def test_compiled_code_makes_no_difference(
     reference: dict[Network, tuple[str, TickSummary]],
     network: Network,
@@ -126,15 +127,15 @@ def test_compiled_code_makes_no_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("twins.shard.runner", runner)
-    assert history(network, 2, window=10) == reference[network]
+    assert history(network, 2, window=8) == reference[network]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=["qos 1", "qos 0"])
-@pytest.mark.parametrize("snapshot_at", [10, 20, 30, 40, 50])
+@pytest.mark.parametrize("snapshot_at", [8, 16, 24])
 def test_a_snapshot_in_mid_run_makes_no_difference(
     reference: dict[Network, tuple[str, TickSummary]], network: Network, snapshot_at: int
 ) -> None:
-    assert history(network, 2, window=10, snapshot_at=snapshot_at) == reference[network]
+    assert history(network, 2, window=8, snapshot_at=snapshot_at) == reference[network]
 
 
 def test_a_fault_changes_the_digest_and_none_is_none() -> None:
@@ -162,7 +163,7 @@ networks = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     networks, st.lists(st.sampled_from(everything_wrong()), unique=True, max_size=4), st.sampled_from([1, 4])
 )
