@@ -2,11 +2,12 @@
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `calls` · `settings` · `logs` · `wall_clock` · `metrics` · `vault` · `pki` · `processes` · `servers` ·
-`broker_log` · `store` · `store_errors` · `store_watch` · `placement` · `membership` · `starts` · `journal` ·
-`locations` · `snapshots` · `registry` · `broker_log_reader` · `broker` · `access` · `sql` · `fleet` ·
-`actor_settings` · `supervisor` · `shard_keeper` · `ray_watcher` · `ray_runtime` · `shard_actor` · `homes` ·
-`shard_mover` · `ray_fleet` · `mqtt_link` · `mqtt_session` · `retained` · `mqtt_retained` · `mqtt_properties` ·
-`mqtt_outbox` · `mqtt_in_flight` · `unheard` · `mqtt_bridge` · `mqtt_events` · `queue_watch` · `attempts` ·
-`sessions` · `presence` · `broker_events` · `delta_announcer` · `gateway` · `provisioning` · `bridge_actor` ·
-`gateway_actor` · `parts` · `backup` · `stop_signals` · `pacer` · `cluster` · `node`
+`broker_log` · `store` · `store_errors` · `store_client` · `store_watch` · `placement` · `membership` · `starts` ·
+`journal` · `locations` · `snapshots` · `registry` · `broker_log_reader` · `broker` · `access` · `sql` · `behaviors` ·
+`fleet` · `actor_settings` · `supervisor` · `shard_keeper` · `tick_turns` · `ray_watcher` · `ray_runtime` ·
+`shard_actor` · `homes` · `shard_mover` · `behavior_trial` · `ray_fleet` · `mqtt_link` · `mqtt_session` ·
+`mqtt_taken` · `mqtt_statistics` · `retained` · `mqtt_retained` · `mqtt_properties` · `mqtt_outbox` ·
+`mqtt_in_flight` · `unheard` · `mqtt_bridge` · `mqtt_events` · `queue_watch` · `attempts` · `sessions` · `presence` ·
+`broker_events` · `delta_announcer` · `gateway` · `provisioning` · `bridge_actor` · `gateway_actor` · `parts` ·
+`pins` · `backup` · `stop_signals` · `pacer` · `cluster` · `node`
 """

@@ -16,8 +16,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     """Which shards a shard actor serves, and where their state is kept.
 
     `journal_bytes_max` is the length of one shard's journal at which a snapshot takes its place.
-    `is_predecessor_gone` says that whoever served the shards before has ended, or has let go of them: they are then
-    served at once, and otherwise only when its lease must be over.
+    `is_predecessor_gone` says that whoever opened the shards last has ended: they are then served at once, unless it
+    had to wait itself and had not served them yet; otherwise only when its lease must be over.
     """
 
     index: int
@@ -31,7 +31,7 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class BridgeSettings(msgspec.Struct, frozen=True):
-    """Where the broker's internal listener and the store are."""
+    """Where the broker's internal listener, its files and the store are."""
 
     host: str
     port: int
@@ -39,6 +39,7 @@ class BridgeSettings(msgspec.Struct, frozen=True):
     password: str
     redis_url: str
     log_file: str
+    broker_home: str
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
@@ -51,6 +52,16 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     device_port: int
     mqtts: MqttsEndpoint
     supervisor_pid: int
+    log_file: str
+
+
+class PinSettings(msgspec.Struct, frozen=True):
+    """Which twin a pinned actor plays, with which behaviour (`module:Class`), and where that is looked for."""
+
+    thing_name: str
+    behavior: str
+    behavior_directory: str
+    redis_url: str
     log_file: str
 
 

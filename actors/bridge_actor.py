@@ -13,10 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from actors.actor_settings import BridgeSettings, Pulse
+from actors.broker import broker_start
 from actors.errors import BrokerError, WorldError
 from actors.logs import log_to
 from actors.mqtt_bridge import BrokerConnection, MqttBridge
 from actors.mqtt_retained import read_retained
+from actors.mqtt_taken import TakenMessages
 from actors.ray_fleet import find_fleet
 from actors.retained import RETAINABLE_FILTERS, RetainedKeeper, RetainedNotes
 from actors.starts import count_start
@@ -29,6 +31,9 @@ CLIENT_ID: Final = "app.bridge"
 _RECEIVE_MAXIMUM: Final = 1000
 # A dead connection is noticed after two of these.
 _KEEPALIVE_S: Final = 10
+
+# Beside the broker's own store, without which it means nothing.
+_TAKEN_FILE: Final = "bridge.taken"
 
 _LOG: Final = logging.getLogger(__name__)
 _decode_messages: Final = msgspec.msgpack.Decoder(list[Publish]).decode
@@ -56,7 +61,9 @@ class BridgeActor:
         )
         lanes = find_fleet(settings.redis_url)
         start = await count_start(settings.redis_url, CLIENT_ID)
-        bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{start}")
+        home = Path(settings.broker_home)
+        taken = self._taken = TakenMessages.open(home / _TAKEN_FILE, broker_start=partial(broker_start, home))
+        bridge = MqttBridge(connection, lanes, source=f"{CLIENT_ID}/{start}", taken=taken)
         self._notes = RetainedNotes.open(settings.redis_url)
         keeper = self._keeper = RetainedKeeper(
             self._notes, bridge.publish, all_topics=partial(_retained_topics, connection), clock=WallClock()
@@ -65,6 +72,7 @@ class BridgeActor:
         try:
             await bridge.start()
         except WorldError:
+            taken.close()
             await self._notes.close()
             raise
         self._bridge = bridge
@@ -96,6 +104,7 @@ class BridgeActor:
                 task.cancel()
             await self._bridge.stop()
             await self._notes.close()
+            self._taken.close()
             self._bridge = None
 
 

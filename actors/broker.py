@@ -56,6 +56,9 @@ _RESERVED_FILE_COUNT: Final = 100
 # Connections at once that end sessions, out of the room of _RESERVED_FILE_COUNT; more are not faster.
 _ENDED_AT_ONCE: Final = 8
 _DISCONNECT: Final = b"\xe0\x00"
+# Holds a number that is drawn anew before each start; by chance no two of them are alike.
+_START_FILE: Final = "broker.start"
+_START_BITS: Final = 63
 _RELOAD_BEGINS: Final = b"Reloading config"
 # After the time: elsewhere in a line may stand what a device has chosen, as the filter of a subscription.
 _PROBLEM: Final = re.compile(r"\S+ Error:")
@@ -161,6 +164,7 @@ class MosquittoBroker(ManagedServer):
             internal_port=self.internal.port,
         )
         write_atomically(configuration, text.encode())
+        write_atomically(directory / _START_FILE, f"{secrets.randbits(_START_BITS)}\n".encode())
         users = (self.internal, self.events)
         passwords = "".join(_mosquitto_password(user.user_name, user.password) for user in users)
         write_atomically(directory / "internal.password", passwords.encode())
@@ -188,6 +192,14 @@ def bridge_listener(data_dir: Path) -> InternalListener:
 def broker_log_file(data_dir: Path) -> Path:
     """Return the file in which the broker of `data_dir` writes its log."""
     return _mosquitto_log(DataDirectory(data_dir))
+
+
+def broker_start(home: Path) -> int | None:
+    """Return a number that is another one after each start of the broker whose files are in `home`; None if unknown."""
+    try:
+        return int((home / _START_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def reload_broker(data_dir: Path) -> None:

@@ -24,20 +24,23 @@ from actors.actor_settings import (
     GatewaySettings,
     GatewayUrls,
     HostSettings,
+    PinSettings,
 )
 from actors.bridge_actor import BridgeActor
 from actors.broker import MosquittoBroker
 from actors.errors import WorldError
+from actors.fleet import PinnedTwin
 from actors.gateway_actor import GatewayActor
 from actors.journal import Journal
 from actors.logs import log_to
 from actors.membership import HeadRecord, Membership
 from actors.pacer import Pacer
-from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart
+from actors.parts import ActorPart, ActorPlan, RayPart, ServerPart, shard_actor_parts
+from actors.pins import PinKeeper
 from actors.pki import CertificateAuthority
 from actors.placement import HEAD_NODE, PlacementStore
 from actors.processes import LOOPBACK, loopback_addresses, require_port_free
-from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor, start_shard_actor
+from actors.ray_fleet import actor_name, find_fleet, open_actor, start_actor
 from actors.ray_runtime import RayHead
 from actors.registry.registry import Registry
 from actors.settings import (
@@ -66,6 +69,8 @@ from twins.messages import encode
 _LOG: Final = logging.getLogger(__name__)
 # A standing fleet that is due is noticed within this time.
 _PACE_EVERY_S: Final = 1.0
+# A twin that is pinned is noticed within this time.
+_PIN_EVERY_S: Final = 1.0
 # An operator's wish to move a shard is noticed within this time.
 _PLACE_EVERY_S: Final = 0.5
 # The broker writes a line about everybody who asks.
@@ -175,19 +180,13 @@ class _Platform:
     def _make_parts(self) -> None:
         """Say what the platform consists of, in the order of its start."""
         self._ray = RayPart(self._head, restart=self._restart_ray)
-        self._hosts = [
-            ActorPart(
-                ActorPlan(
-                    "shard_actor",
-                    index,
-                    needs=("store", "ray"),
-                    create=partial(start_shard_actor, actor_name(index)),
-                    settings=partial(self._host_settings, index),
-                ),
-                self._ray,
-            )
-            for index in range(self._settings.shard_actor_count)
-        ]
+        self._hosts = shard_actor_parts(
+            [actor_name(index) for index in range(self._settings.shard_actor_count)],
+            HEAD_NODE,
+            self._ray,
+            needs=("store", "ray"),
+            settings=self._host_settings,
+        )
         bridge = ActorPlan(
             "bridge",
             0,
@@ -282,10 +281,10 @@ class _Platform:
             key_file=str(self._key_file.absolute()),
         ).write(self._settings.data_dir)
 
-    def _host_settings(self, index: int, is_predecessor_gone: bool) -> HostSettings:
+    def _host_settings(self, index: int, actor: str, is_predecessor_gone: bool) -> HostSettings:
         return HostSettings(
             index,
-            self._placements.read().shards_of(actor_name(index)),
+            self._placements.read().shards_of(actor),
             self._settings.shard_count,
             self._store.url,
             self._snapshot_location,
@@ -306,6 +305,7 @@ class _Platform:
             internal.password,
             self._store.url,
             self._log_file("bridge"),
+            str(self._directory.mosquitto),
         )
 
     def _gateway_settings(self) -> GatewaySettings:
@@ -326,7 +326,11 @@ class _Platform:
         """Supervise the parts and keep standing fleets going until a signal comes."""
         self._stop = asyncio.Event()
         await run_until(
-            self._stop, supervisor=self._supervisor.run(), pacer=self._pace(), mover=self._keep_placed()
+            self._stop,
+            supervisor=self._supervisor.run(),
+            pacer=self._pace(),
+            mover=self._keep_placed(),
+            pins=self._keep_pinned(),
         )
 
     async def _pace(self) -> None:
@@ -347,6 +351,30 @@ class _Platform:
                     _LOG.warning("standing fleets wait: %s", error)
         finally:
             await registry.close()
+
+    async def _keep_pinned(self) -> None:
+        """Have an actor for each pinned twin, while Ray is there to ask which these are."""
+        keeper = PinKeeper(self._supervisor, self._ray, self._pin_settings)
+        fleet, start_count = None, 0
+        while True:
+            await asyncio.sleep(_PIN_EVERY_S)
+            if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
+                continue
+            try:
+                if fleet is None or start_count != self._head.start_count:
+                    fleet, start_count = find_fleet(self._store.url), self._head.start_count
+                await keeper.keep(fleet)
+            except WorldError as error:
+                _LOG.warning("pinned twins stay as they are: %s", error)
+
+    def _pin_settings(self, pinned: PinnedTwin) -> PinSettings:
+        return PinSettings(
+            pinned.thing_name,
+            pinned.behavior,
+            str(self._directory.behaviors.absolute()),
+            self._store.url,
+            self._log_file("pinned-twins"),
+        )
 
     async def _keep_placed(self) -> None:
         """Bring shards to where they are wanted, while Ray is there to do it."""

@@ -5,6 +5,7 @@ ActorsError
 │   ├── BrokerError                 the MQTT broker does not start, answer or accept its configuration
 │   ├── StoreError                  Redis does not start, answer, or keep what it acknowledges
 │   ├── LocationError               a place for snapshots or backups does not answer, or holds what can't be used
+│   │   └── SnapshotsUnreadable     a shard has snapshots, and none of them can be read
 │   ├── BackupUnusable              a backup is damaged, cut off, or of a newer version
 │   ├── SnapshotGone                no snapshot fits the journal that a backup has copied (retryable)
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
@@ -23,6 +24,7 @@ ActorsError
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
+    ├── BehaviorUnusable            a pinned twin's behaviour can't be imported, raises, or answers nonsense
     ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
@@ -93,6 +95,15 @@ class LocationError(WorldError):
         super().__init__(f"{location}: {problem}", retryable=retryable)
         self.location = location
         self.problem = problem
+
+
+class SnapshotsUnreadable(LocationError):
+    """A shard has snapshots, `names`, and none of them can be read: all are damaged."""
+
+    def __init__(self, location: str, shard: int, names: list[str]) -> None:
+        problem = f"no snapshot of shard {shard} can be read ({', '.join(names)}); restore a backup"
+        super().__init__(location, problem)
+        self.names = names
 
 
 class BackupUnusable(WorldError):
@@ -293,6 +304,15 @@ class PlacementError(OperatorError):
     def __init__(self, subject: str, problem: str) -> None:
         super().__init__(f"{subject}: {problem}")
         self.subject = subject
+        self.problem = problem
+
+
+class BehaviorUnusable(OperatorError):
+    """A behaviour, `module:Class`, that can't be made or called; `problem` says what is wrong with it."""
+
+    def __init__(self, behavior: str, problem: str) -> None:
+        super().__init__(f"behavior {behavior}: {problem}")
+        self.behavior = behavior
         self.problem = problem
 
 

@@ -7,19 +7,31 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from actors.behaviors import (
+    Behavior,
+    call_behavior,
+    due_step,
+    load_behavior,
+    report_request,
+    state_request,
+)
+from actors.errors import BehaviorUnusable
 from twins.clock import Clock, VirtualClock
 from twins.columns import QueryColumn
+from twins.digest import combine_digest
 from twins.errors import request_error
+from twins.handover import DEFAULT_BEHAVIOR, PinOrder, decode_pin_state
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.sharding import shard_of
 from twins.topics import matches
 
@@ -54,6 +66,14 @@ class Twin(Protocol):
     def telemetry(self) -> Awaitable[JsonObject]:
         """Return, per field, last value with its time, and count, min, max, mean over the sliding window."""
         ...
+
+
+@dataclass(frozen=True, order=True)
+class PinnedTwin:
+    """A twin with a behaviour of its own, `module:Class`."""
+
+    thing_name: str
+    behavior: str
 
 
 class Fleet(Protocol):
@@ -93,6 +113,10 @@ class Fleet(Protocol):
 
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
+        ...
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
         ...
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -137,6 +161,22 @@ def telemetry_request(thing_name: str) -> Request:
 def describe_request(thing_name: str) -> Request:
     """Return the request that a handle's `describe` sends."""
     return Request(Operation.DESCRIBE, thing_name, b"", "", is_direct=True)
+
+
+def pin_request(thing_name: str, behavior: str = DEFAULT_BEHAVIOR) -> Request:
+    """Return the request that gives a twin a behaviour of its own, `module:Class`."""
+    payload = msgspec.json.encode(PinOrder(behavior))
+    return Request(Operation.PIN, thing_name, payload, is_direct=True)
+
+
+def unpin_request(thing_name: str) -> Request:
+    """Return the request that folds a pinned twin back into its shard."""
+    return Request(Operation.UNPIN, thing_name, is_direct=True)
+
+
+def give_back_request(thing_name: str) -> Request:
+    """Return the request that gives the row of a simulated device back that a real one has taken over."""
+    return Request(Operation.GIVE_BACK, thing_name, is_direct=True)
 
 
 def reply_document(reply: Reply) -> JsonObject:
@@ -233,6 +273,7 @@ class LocalFleet:
         self._virtual = VirtualClock(0.0)
         self._clock: Clock = clock or self._virtual
         self._listeners: list[tuple[str, Callable[[Publish], None]]] = []
+        self._behaviors: dict[PinnedTwin, Behavior] = {}
 
     @property
     def shard_count(self) -> int:
@@ -252,11 +293,18 @@ class LocalFleet:
         request = msgspec.structs.replace(request, is_direct=True)
         shard = self._shards[shard_of(request.thing_name, self.shard_count)]
         outcome = shard.apply(Batch("", 0, [request]), self._clock.now_s())
-        for message in outcome.publishes:
+        self._tell(outcome.publishes)
+        return outcome.replies[0]
+
+    def _tell(self, messages: Iterable[Publish]) -> None:
+        for message in messages:
             for topic_filter, listener in self._listeners:
                 if matches(topic_filter, message.topic):
                     listener(message)
-        return outcome.replies[0]
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
+        return sorted(PinnedTwin(*pin) for shard in self._shards for pin in shard.handover.pinned())
 
     async def ask_many(self, requests: Sequence[Request]) -> list[Reply]:
         """Return the answers to many requests, in their order."""
@@ -296,7 +344,24 @@ class LocalFleet:
             group = self._groups[order.group]
             end_s = group.start_s + (order.first_tick + order.tick_count) * group.tick_s
             self._virtual.advance_to(max(self._virtual.now_s(), end_s))
+            for shard in self._shards:
+                self._tell(shard.announcements)
+                shard.announcements.clear()
+            await self._call_behaviors()
         return summaries
+
+    async def _call_behaviors(self) -> None:
+        """Call each behaviour that is due once; BehaviorUnusable if one raises, or what it answers is refused."""
+        pinned = await self.pins()
+        self._behaviors = {pin: self._behaviors.get(pin) or load_behavior(pin.behavior) for pin in pinned}
+        for pin, behavior in self._behaviors.items():
+            state = decode_pin_state((await self.ask(state_request(pin.thing_name))).payload)
+            step = due_step(behavior, pin.thing_name, state)
+            if step is not None:
+                answer = call_behavior(behavior, pin.behavior, step)
+                reply = await self.ask(report_request(pin.behavior, state, step, answer))
+                if reply.status != 200:
+                    raise BehaviorUnusable(pin.behavior, f"refused: {reply.payload.decode()}")
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""

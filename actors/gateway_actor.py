@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import ray
 from actors.access import BrokerAccess
 from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls, Pulse
 from actors.attempts import AttemptWatch, speaker_of
+from actors.behavior_trial import try_behavior
 from actors.broker import bridge_listener, end_session
 from actors.broker_events import BrokerEvents
 from actors.calls import CallLimit
@@ -27,6 +29,7 @@ from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.enrolment import DeviceOffice
 from actors.gateway.messaging import Messaging
 from actors.gateway.operators import GUARDED, create_app
+from actors.gateway.pin_routes import pin_routes
 from actors.gateway.placement_routes import placement_routes
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
@@ -40,7 +43,7 @@ from actors.provisioning.desk import ProvisioningDesk
 from actors.provisioning.office import ProvisioningOffice
 from actors.provisioning.routes import TemplateOffice, provisioning_routes
 from actors.queue_watch import QueueWatch
-from actors.ray_fleet import RayFleet, find_fleet
+from actors.ray_fleet import RayFleet, actor_name, find_fleet
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
@@ -133,15 +136,14 @@ class ClusterView:
 
     async def processes(self) -> list[ProcessStatus]:
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
-        live = [
-            ProcessStatus(
-                "gateway", os.getpid(), totals={"announcements_dropped": self._outlet.dropped_count}
-            ),
-            await self.store.status(),
-            self.queues.status(),
-            await self._bridge(),
-            *await self._shard_actors(),
-        ]
+        totals = {"announcements_dropped": self._outlet.dropped_count}
+        live = {
+            "gateway": ProcessStatus("gateway", os.getpid(), totals=totals),
+            "store": await self.store.status(),
+            "broker": self.queues.status(),
+            "bridge": await self._bridge(),
+            **await self._shard_actors(),
+        }
         found = [ProcessStatus("supervisor", self._settings.supervisor_pid), *merged(live, self.statuses)]
         known = {process.pid for process in found}
         others = await asyncio.to_thread(_descendants, self._settings.supervisor_pid)
@@ -155,13 +157,15 @@ class ClusterView:
             return ProcessStatus("bridge", 0, state="down", reason=_first_line(error))
         return bridge_status(counts)
 
-    async def _shard_actors(self) -> list[ProcessStatus]:
-        found = []
-        for lane in await self._fleet.live_lanes():
+    async def _shard_actors(self) -> dict[str, ProcessStatus]:
+        """Return the shard actors of all nodes, by their names."""
+        found = {}
+        lanes = await self._fleet.live_lanes()
+        for name, lane in zip(self._fleet.placement.nodes, lanes, strict=True):
             try:
                 status = await self._fleet.status(lane)
             except WorldError as error:
-                found.append(ProcessStatus("shard_actor", 0, state="down", reason=_first_line(error)))
+                found[name] = ProcessStatus("shard_actor", 0, state="down", reason=_first_line(error))
                 continue
             totals = {
                 "requests": status.request_count,
@@ -170,15 +174,14 @@ class ClusterView:
                 "journal_entries": status.journal_entry_count,
                 "announcements_dropped": status.dropped_announcement_count,
             }
-            found.append(
-                ProcessStatus(
-                    "shard_actor",
-                    status.pid,
-                    status.shards,
-                    twin_count=status.twin_count,
-                    queue_length=status.queue_length,
-                    totals=totals,
-                )
+            found[name] = ProcessStatus(
+                "shard_actor",
+                status.pid,
+                status.shards,
+                twin_count=status.twin_count,
+                queue_length=status.queue_length,
+                totals=totals,
+                levels={"longest_turn_ms": status.longest_turn_ms},
             )
         return found
 
@@ -205,24 +208,23 @@ def bridge_status(counts: Mapping[str, Any]) -> ProcessStatus:
     )
 
 
-def merged(live: Sequence[ProcessStatus], statuses: Sequence[PartStatus]) -> list[ProcessStatus]:
+def merged(live: Mapping[str, ProcessStatus], statuses: Sequence[PartStatus]) -> list[ProcessStatus]:
     """Return the platform's parts as their supervisor sees them, with what those that answer say of themselves.
 
-    Shard actors of further nodes, which come after the head's, have supervisors of their own.
+    `live` has these by name: that of its actor for a shard actor, else the role. Shard actors of further nodes, which
+    have supervisors of their own, come last.
     """
     found = []
-    answers = {role: [each for each in live if each.role == role] for role in {each.role for each in live}}
+    others = dict(live)
     for status in statuses:
-        own = answers.get(status.role, [])
-        process = own[status.index] if status.index < len(own) else ProcessStatus(status.role, status.pid)
+        name = actor_name(status.index) if status.role == "shard_actor" else status.role
+        process = others.pop(name, ProcessStatus(status.role, status.pid))
         totals = {**process.totals, "restarts": status.restart_count}
         if status.state != "ready":
             process = dataclasses.replace(process, state=status.state, reason=status.reason)
+        process = dataclasses.replace(process, thing_name=status.thing_name)
         found.append(dataclasses.replace(process, pid=process.pid or status.pid, totals=totals))
-    if not found:
-        return list(live)
-    own_count = sum(status.role == "shard_actor" for status in statuses)
-    return [*found, *answers.get("shard_actor", [])[own_count:]]
+    return [*found, *others.values()]
 
 
 def _descendants(pid: int) -> list[int]:
@@ -263,7 +265,7 @@ class GatewayActor:
         self._servers: list[HttpServer] = []
         self._registry: Registry | None = None
         self._certificates: CertificateOffice | None = None
-        self._tending: asyncio.Task[None] | None = None
+        self._tending: list[asyncio.Task[None]] = []
         self._view: ClusterView | None = None
         self._events: BrokerEvents | None = None
         self._desk: ProvisioningDesk | None = None
@@ -312,9 +314,14 @@ class GatewayActor:
         provisioning = provisioning_routes(templates, authority=authority, platform=view)
         app.include_router(provisioning, dependencies=GUARDED)
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
+        pins = pin_routes(fleet, partial(try_behavior, directory=directory.behaviors.absolute()))
+        app.include_router(pins, dependencies=GUARDED)
         await app.state.settle()
         self._certificates = app.state.certificates
-        self._tending = asyncio.create_task(access.keep(), name="access")
+        self._tending = [
+            asyncio.create_task(access.keep(), name="access"),
+            asyncio.create_task(registry.placement_notes.keep_taking(), name="placement notes"),
+        ]
         self._desk = _provisioning_desk(app.state.devices, registry, authority, view=view, events=events)
         await self._desk.begin()
         deltas = DeltaAnnouncer(fleet, events.presence.thing_of)
@@ -358,9 +365,9 @@ class GatewayActor:
         if self._desk is not None:
             await self._desk.close()
             self._desk = None
-        if self._tending is not None:
-            self._tending.cancel()
-            self._tending = None
+        for task in self._tending:
+            task.cancel()
+        self._tending = []
         if self._certificates is not None:
             await self._certificates.close()
             self._certificates = None

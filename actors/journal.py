@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from actors.errors import ShardFenced, StoreError
+from actors.store_client import client_at
 from actors.store_errors import is_fenced, store_error
 from twins.messages import Batch, GroupOrder, TickOrder
 
@@ -26,6 +25,11 @@ _PAGE_LENGTH: Final = 500
 _ANSWER_TIMEOUT_S: Final = 2.0
 # The field of an entry that holds its record; it is empty where an epoch begins.
 _FIELD: Final = b"r"
+# Is there in an entry whose writer knew that nobody else served the shard any more.
+_ALONE: Final = b"a"
+# Markers at the beginning of an epoch that are looked through for a record; its holder writes one more at each failure.
+_MARKERS_MAX: Final = 20
+_SEQUENCE_MAX: Final = 2**64 - 1
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True, tag="apply"):
@@ -72,14 +76,8 @@ class Journal:
     @classmethod
     def at(cls, url: str) -> Journal:
         """Return the journals in the Redis at a URL; nothing is asked of it yet."""
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=_ANSWER_TIMEOUT_S,
-            socket_connect_timeout=_ANSWER_TIMEOUT_S,
-            # An append that was made before the connection broke must not be taken for somebody else's.
-            retry=Retry(NoBackoff(), 0),
-        )
-        return cls(client)
+        # An append that was made before the connection broke must not be taken for somebody else's.
+        return cls(client_at(url, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
     def _key(self, shard: int) -> str:
         return f"{self._prefix}journal:{shard}"
@@ -97,25 +95,44 @@ class Journal:
                 f"start with --shards {stored}, or with another data directory"
             )
 
-    def open(self, shard: int) -> int:
-        """Return the new epoch of a shard, whose former holder can append nothing from now on."""
-        epoch = self.last_position(shard)[0] + 1
+    def open(self, shard: int, *, is_predecessor_gone: bool, is_released: bool = False) -> bool:
+        """Begin a new epoch of a shard, whose former holder can append nothing from now on.
+
+        Tell whether nobody else serves it: there never was anybody, or the former holder has released it, or is gone
+        (see `HostSettings`) and was alone itself before it went. ShardFenced if another one opens it at the same time.
+        """
+        former = self.last_position(shard)[0]
+        is_alone = (
+            not former or is_released or (is_predecessor_gone and self._came_to_be_alone(shard, former))
+        )
+        fields = {_FIELD: b"", _ALONE: b""} if is_alone else {_FIELD: b""}
         try:
-            self._client.xadd(self._key(shard), {_FIELD: b""}, id=f"{epoch}-0")
+            self._client.xadd(self._key(shard), fields, id=f"{former + 1}-0")  # type: ignore[arg-type]  # invariant
         except redis.RedisError as error:
             raise self._refusal(shard, error) from error
-        self._positions[shard] = (epoch, 0)
-        return epoch
+        self._positions[shard] = (former + 1, 0)
+        return is_alone
 
-    def mark(self, shard: int) -> None:
-        """Append an entry without a record: no earlier append of this process can arrive after it.
+    def _came_to_be_alone(self, shard: int, epoch: int) -> bool:
+        """Tell whether it is certain that the holder of an epoch was the only one: it knew, or has served."""
+        try:
+            start = f"({epoch - 1}-{_SEQUENCE_MAX}"
+            entries: Any = self._client.xrange(self._key(shard), min=start, count=_MARKERS_MAX)
+        except redis.RedisError as error:
+            raise self._refusal(shard, error) from error
+        return any(fields[_FIELD] or _ALONE in fields for _, fields in entries)
 
-        ShardFenced if another process has opened the shard since.
+    def mark(self, shard: int, *, is_alone: bool = False) -> None:
+        """See to it that nothing that this process has tried to append before can arrive any more.
+
+        `is_alone` says, for who opens the shard next, that nobody else serves it any more. ShardFenced if another
+        process has opened the shard since.
         """
         epoch, sequence = self._positions[shard]
         self._positions[shard] = epoch, sequence + 1
+        fields = {_FIELD: b"", _ALONE: b""} if is_alone else {_FIELD: b""}
         try:
-            self._client.xadd(self._key(shard), {_FIELD: b""}, id=f"{epoch}-{sequence + 1}")
+            self._client.xadd(self._key(shard), fields, id=f"{epoch}-{sequence + 1}")  # type: ignore[arg-type]  # invariant
         except redis.RedisError as error:
             raise self._refusal(shard, error) from error
 

@@ -12,10 +12,9 @@ from typing import Final
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from actors.errors import NodeNameTaken, StoreError
+from actors.store_client import client_at
 from actors.store_errors import store_error
 
 BEAT_EVERY_S: Final = 1.0
@@ -47,14 +46,7 @@ class Membership:
     @classmethod
     def at(cls, url: str) -> Membership:
         """Return the nodes in the Redis at a URL; nothing is asked of it yet."""
-        return cls(
-            redis.Redis.from_url(
-                url,
-                socket_timeout=_ANSWER_TIMEOUT_S,
-                socket_connect_timeout=_ANSWER_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),
-            )
-        )
+        return cls(client_at(url, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
     def tell(self, record: HeadRecord) -> None:
         """Tell the nodes what they have to know, from now on."""

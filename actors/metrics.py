@@ -39,7 +39,8 @@ class ProcessStatus:
 
     `role` is one of few words (`gateway`, `bridge`, `shard_actor`, `broker`, `store`, ...), `state` is
     `ready` while it does its work, `reason` says why where it does not. `totals` are counts since the start
-    of the process, by a name in lower case with underscores: `messages_received`; `levels` go up and down.
+    of the process, by a name in lower case with underscores: `messages_received`; `levels` go up and down. `thing_name`
+    is that of the twin that a `pinned_twin` is.
     """
 
     role: str
@@ -51,6 +52,7 @@ class ProcessStatus:
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
+    thing_name: str = ""
 
 
 class GatewayMetrics:

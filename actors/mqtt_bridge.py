@@ -12,8 +12,9 @@ What is promised:
   it is delivered again, also where its acknowledgement was lost with a connection. After the bridge itself died it
   is (at least once, in the same order); and so are the messages that the answer publishes.
 - A broker that is killed forgets what it had not saved. Requests that the bridge holds at that moment are
-  carried out all the same; others that were acknowledged just before come again, and the bridge knows them. Only
-  where the bridge dies too before all of that has come may an old request be carried out again in place of later ones.
+  carried out all the same; others that were acknowledged just before come again, and the bridge knows them, also where
+  it was killed too: what it has taken stands in a file (`mqtt_taken`). What it had not acknowledged may have been
+  carried out, and been followed by what the broker has forgotten: then the shard refuses it, because of its place.
 - What a bridge had sent to a shard and comes there after its successor was heard is refused: it would come after
   requests that followed it.
 - Requests of one thing reach its shard in the order in which the broker delivered them: a lane has one
@@ -37,15 +38,17 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from actors.errors import BrokerError, WorldError
 from actors.mqtt_in_flight import ShadowRequests, too_many_requests
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_outbox import REQUEST_OVERHEAD_BYTES, Held, Lanes, Outbox, Outboxes
 from actors.mqtt_session import MqttSession, until_one_failed
+from actors.mqtt_statistics import BridgeStatistics
+from actors.mqtt_taken import TakenMessages
 from actors.unheard import BYTES_TOPIC, MESSAGES_TOPIC, OVERHEARD_FILTERS, UnheardPublishes, is_heard
 from actors.wall_clock import WallClock
 from twins import topics
@@ -67,9 +70,17 @@ WINDOWED_BYTES_MAX: Final = 64 << 20
 # AWS IoT's limit for a payload. The broker lets more pass, for the sake of our own messages (its configuration says
 # which). A shadow request goes on all the same, so that it hears why it is refused; telemetry is answered by nobody.
 PAYLOAD_BYTES_MAX: Final = 131_072
+# What the broker tells first when it has started, before it takes anything in: what comes after it is new.
+STARTED_TOPIC: Final = "$SYS/broker/version"
 # What is heard only to count by. Totals in their place among the messages; the others are worth no acknowledgement, and
 # nobody should keep them for a bridge that is away.
-_OVERHEARD: Final = {MESSAGES_TOPIC: 1, BYTES_TOPIC: 1, **dict.fromkeys(OVERHEARD_FILTERS, 0)}
+_OVERHEARD: Final = {
+    STARTED_TOPIC: 1,
+    MESSAGES_TOPIC: 1,
+    BYTES_TOPIC: 1,
+    **dict.fromkeys(OVERHEARD_FILTERS, 0),
+}
+_STARTED_TOPIC: Final = STARTED_TOPIC.encode()
 _OVERHEARD_PREFIXES: Final = tuple(each.removesuffix("#").encode() for each in OVERHEARD_FILTERS)
 _TOTAL_TOPICS: Final = (MESSAGES_TOPIC.encode(), BYTES_TOPIC.encode())
 # Reading a topic costs as much as all else that is done for a message here; 65,536 topics are 30 MB. Of the
@@ -82,51 +93,6 @@ RETRY_DELAY_MAX_S: Final = 1.0
 DRAIN_TIMEOUT_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class BridgeStatistics:
-    """What the bridge has done since its start, and what it holds.
-
-    `received_count` messages came; of these `rejected_topic_count` were no requests, `oversized_count` telemetry
-    beyond PAYLOAD_BYTES_MAX, `throttled_count` shadow requests of things that had too many in flight,
-    `dropped_count` were at QoS 0 and too many, `redelivered_count` had been delivered before, `repeated_count` had even
-    been acknowledged, which the broker did not hear or has forgotten. `overrun_count` times the broker handed over more
-    than may wait, and the connection was replaced so that it does so again.
-    `is_catching_up` while what the broker had stored still comes. `request_count` requests in `batch_count`
-    batches were answered by shards, `resent_count` submissions had to be repeated. `acknowledged_count`
-    messages were acknowledged, `stale_count` could not be because their connection was gone.
-    `unheard_count` messages, and payloads of `unheard_bytes`, came to the broker and nobody heard of them: devices
-    may not publish there (see `unheard`).
-    `waiting_count` requests wait for their lane, `in_flight_count` for their shard's answer,
-    `unpublished_count` messages for the broker's.
-    """
-
-    is_connected: bool
-    is_catching_up: bool
-    received_count: int
-    rejected_topic_count: int
-    oversized_count: int
-    throttled_count: int
-    dropped_count: int
-    redelivered_count: int
-    repeated_count: int
-    overrun_count: int
-    batch_count: int
-    request_count: int
-    resent_count: int
-    published_count: int
-    refused_publish_count: int
-    acknowledged_count: int
-    stale_count: int
-    unheard_count: int
-    unheard_bytes: int
-    waiting_count: int
-    in_flight_count: int
-    unpublished_count: int
-    reconnect_count: int
-    last_shard_error: str | None
-    last_broker_error: str | None
-
-
 class _Route(NamedTuple):
     operation: Operation
     thing_name: str
@@ -134,6 +100,8 @@ class _Route(NamedTuple):
     shard: int
     overhead_bytes: int
     is_shadow: bool
+    # Of the topic.
+    digest: int
 
 
 class MqttBridge:
@@ -146,11 +114,16 @@ class MqttBridge:
         *,
         source: str,
         clock: Clock | None = None,
+        taken: TakenMessages | None = None,
     ) -> None:
-        """Prepare a bridge; `source` names this incarnation, as client id and the number of its start (see `Batch`)."""
+        """Prepare a bridge; `source` names this incarnation, as client id and the number of its start (see `Batch`).
+
+        `taken` is what earlier incarnations have taken; without it this one knows of itself only.
+        """
         self._lanes = lanes
         self._source = source
-        self._outboxes = Outboxes(lanes)
+        self._taken = taken or TakenMessages()
+        self._outboxes = Outboxes(lanes, self._taken.memory)
         self._route = lru_cache(_ROUTES_MAX)(self._find_route)
         self._session = MqttSession(
             connection,
@@ -168,9 +141,6 @@ class MqttBridge:
         # again.
         self._held: dict[int, Held] = {}
         self._orphans: dict[int, Held] = {}
-        # By packet id: the hash of what was acknowledged last under it. A lost or forgotten acknowledgement makes it
-        # come again, maybe after requests that followed it. Packet ids bound it: 65,535 entries are some 10 MB.
-        self._finished: dict[int, int] = {}
         # Of all that waits and has nothing to acknowledge, so that no window of the broker's bounds it.
         self._unwindowed_bytes = 0
         # Of all that is held, and whether the current link has brought more: nothing is taken from it any more then.
@@ -286,8 +256,7 @@ class MqttBridge:
         of it any more, or none: then the bridge is the only one that does.
         """
         before = {**self._orphans, **self._held} if session_present else {}
-        if not session_present:
-            self._finished = {}
+        self._taken.connected(session_present=session_present)
         for held in self._held.values():
             held.packet_id = 0
         self._held = {}
@@ -336,13 +305,19 @@ class MqttBridge:
             self._unwindowed_bytes -= orphan.size_bytes
         return True
 
-    def _is_finished(self, request: Request, packet_id: int) -> bool:
-        """Tell whether a request was carried out and acknowledged under this packet id before; it is again then."""
-        if self._finished.get(packet_id) != hash(request):
+    def _is_finished(self, held: Held, digest: int) -> bool:
+        """Tell whether a request was carried out and acknowledged under its packet id before; it is again then.
+
+        If it was taken only, it has the place that it had.
+        """
+        taken = self._taken.find(held.packet_id, digest)
+        if taken is None:
             return False
-        self._repeated_count += 1
-        self._decline(packet_id)
-        return True
+        held.place, held.is_doubtful = taken.place, taken.is_doubtful
+        if taken.is_finished:
+            self._repeated_count += 1
+            self._decline(held.packet_id)
+        return taken.is_finished
 
     def _keep(self, held: Held) -> None:
         self._held[held.packet_id] = held
@@ -394,6 +369,11 @@ class MqttBridge:
     def _is_aside(self, topic: bytes, payload: bytes, packet_id: int) -> bool:
         """Tell whether a message is nobody's request but a marker, or there to count by; it is dealt with then."""
         if self._session.ends_backlog(topic, payload, packet_id):
+            if not self._session.is_catching_up:
+                self._taken.caught_up()
+            return True
+        if topic == _STARTED_TOPIC:
+            self._note_start(payload, packet_id)
             return True
         if topic in _TOTAL_TOPICS:
             self._compare(topic, int(payload))
@@ -405,6 +385,16 @@ class MqttBridge:
             self._heard_bytes += len(payload)
             return True
         return False
+
+    def _note_start(self, payload: bytes, packet_id: int) -> None:
+        """Learn that the broker has started: what it had stored has come, unless this was heard by a former bridge."""
+        digest = crc32(payload, crc32(_STARTED_TOPIC))
+        if self._taken.find(packet_id, digest) is None:
+            self._taken.add(packet_id, digest)
+            self._taken.caught_up()
+            self._orphans = {}
+        if self._session.link is not None:
+            self._session.link.acknowledge([packet_id])
 
     def _compare(self, topic: bytes, total: int) -> None:
         """Compare what the broker has received with what was heard and sent. It tells messages first, then bytes."""
@@ -427,7 +417,7 @@ class MqttBridge:
 
     def _hold(self, route: _Route, payload: bytes, packet_id: int, is_redelivered: bool) -> None:
         """Put a request into its outbox, unless it is held already or is one too many."""
-        operation, thing_name, name, shard, overhead_bytes, is_shadow = route
+        operation, thing_name, name, shard, overhead_bytes, is_shadow, digest = route
         request = Request(operation, thing_name, payload, name)
         size_bytes = len(payload) + overhead_bytes
         held = Held(shard, request, packet_id, size_bytes)
@@ -436,16 +426,19 @@ class MqttBridge:
                 return
         elif self._is_one_too_many(size_bytes):
             return
-        elif is_redelivered or self._session.is_catching_up:
+        elif is_redelivered or self._taken.is_restored:
             # A broker that was killed may have forgotten what it delivered: then it does not say so.
-            if self._is_held(request, packet_id) or self._is_finished(request, packet_id):
+            digest = crc32(payload, digest)
+            if self._is_held(request, packet_id) or self._is_finished(held, digest):
                 return
             self._keep(held)
+            held.place = held.place or self._taken.add(packet_id, digest)
         else:
             # The broker delivers in order, so all that comes again has come (MQTT 5, 4.6).
             if self._orphans:
                 self._orphans = {}
             self._keep(held)
+            held.place = self._taken.add(packet_id, crc32(payload, digest))
         if is_shadow:
             is_bounded = not (is_redelivered or self._session.is_catching_up)
             held.is_counted = self._shadow_requests.begin(thing_name, is_bounded=is_bounded)
@@ -490,7 +483,8 @@ class MqttBridge:
         shard = shard_of(found.thing_name, self._lanes.shard_count)
         # Names are part of the topic, so its length bounds theirs.
         overhead_bytes = len(topic) + REQUEST_OVERHEAD_BYTES
-        return _Route(operation, found.thing_name, name, shard, overhead_bytes, is_shadow)
+        digest = crc32(topic)
+        return _Route(operation, found.thing_name, name, shard, overhead_bytes, is_shadow, digest)
 
     async def _serve_all(self) -> None:
         """Serve every lane, and those that come, until cancelled or until one has failed."""
@@ -574,5 +568,5 @@ class MqttBridge:
                 self._held_bytes -= held.size_bytes
                 # What leaves no trace may well be done again, and is then answered again.
                 if held.request.operation not in READ_ONLY:
-                    self._finished[packet_id] = hash(held.request)
+                    self._taken.finish(packet_id, held.place)
         self._take_up_again()

@@ -13,6 +13,8 @@ What is promised:
   and what was dealt with already is not told twice unless this process died in between.
 - A consumer that cannot do its part at present (a retryable WorldError) is told the same again until it can; nothing
   overtakes. Any other error ends the session: `until_failed` raises it.
+- What waits here is bounded. What the broker hands over beyond that is left to a new connection, as soon as half of it
+  is dealt with; at QoS 0, which comes once, it is dropped and counted.
 - After each connect `StreamInterrupted` comes first and `StreamResumed` after all that was stored by the broker. For
   messages between the two, the order among themselves holds, but not that towards events.
 """
@@ -43,6 +45,10 @@ _LOG_PREFIX: Final = b"$SYS/broker/log/"
 _LOG_FILTERS: Final = ("$SYS/broker/log/E", "$SYS/broker/log/N", "$SYS/broker/log/I", "$SYS/broker/log/M/+")
 # Where this session tells itself that all that was stored for it has come.
 _MARKER_TOPIC: Final = "twinfleet/events/marker"
+# Bounds what is here and not dealt with, as in the bridge and for its reason: no window of the broker's does.
+HELD_BYTES_MAX: Final = 64 << 20
+# What a message takes beside topic and payload: three objects and their place in the queue.
+_MESSAGE_OVERHEAD_BYTES: Final = 200
 # What is dealt with before consumers settle: a thousand connects, with four lines each, are four batches.
 _BATCH_MAX: Final = 1_000
 # As the bridge does: the first attempts are cheap, the last not too far apart.
@@ -88,6 +94,10 @@ class _Arrived(NamedTuple):
     # Of the present link; zero where there is nothing to acknowledge.
     packet_id: int
 
+    @property
+    def size_bytes(self) -> int:
+        return len(self.topic) + len(self.payload) + _MESSAGE_OVERHEAD_BYTES
+
 
 # Stands in the queue where the backlog ends.
 _END_OF_BACKLOG: Final = _Arrived(b"", b"", 0)
@@ -98,6 +108,8 @@ class EventsSession:
 
     def __init__(self, connection: BrokerConnection, *, log_file: Path, clock: Clock) -> None:
         self.event_count = 0
+        # How often a link brought more than may be held, and what was dropped for that.
+        self.overrun_count = self.dropped_count = 0
         self._connection = connection
         self._log_file = log_file
         self._clock = clock
@@ -107,6 +119,9 @@ class EventsSession:
         self._consumers: list[EventConsumer] = []
         self._lasting: MqttSession | None = None
         self._waiting: deque[_Arrived] = deque()
+        # Of what waits and of the present batch; and whether the present link has brought more.
+        self._held_bytes = self._batch_bytes = 0
+        self._is_overrun = False
         self._filled = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_stopping = False
@@ -195,6 +210,8 @@ class EventsSession:
             kept = (each for each in self._waiting if each is not _END_OF_BACKLOG)
             self._waiting = deque(each._replace(packet_id=0) for each in kept)
         self._taken = {}
+        self._held_bytes = self._batch_bytes + sum(each.size_bytes for each in self._waiting)
+        self._is_overrun = False
         self._is_behind = True
         self._filled.set()
 
@@ -202,6 +219,8 @@ class EventsSession:
         if self._is_stopping:
             return
         arrived = _Arrived(topic, payload, packet_id)
+        if self._is_one_too_many(arrived):
+            return
         if self._session.ends_backlog(topic, payload, packet_id):
             if not self._session.is_catching_up:
                 self._wait(_END_OF_BACKLOG)
@@ -215,7 +234,25 @@ class EventsSession:
         else:
             self._wait(arrived)
 
+    def _is_one_too_many(self, arrived: _Arrived) -> bool:
+        """Tell whether a message is not to be held; at QoS 1 the next link brings it, and all that follow it here."""
+        is_full = self._held_bytes + arrived.size_bytes > HELD_BYTES_MAX
+        if not arrived.packet_id:
+            self.dropped_count += is_full
+            return is_full
+        if is_full and not self._is_overrun:
+            self._is_overrun = True
+            self.overrun_count += 1
+        return self._is_overrun
+
+    def _take_up_again(self) -> None:
+        """Replace the link once there is room for what it brought in vain."""
+        link = self._session.link
+        if self._is_overrun and self._held_bytes <= HELD_BYTES_MAX // 2 and link is not None:
+            link.end("the MQTT broker handed over more events than may wait here")
+
     def _wait(self, arrived: _Arrived) -> None:
+        self._held_bytes += arrived.size_bytes
         self._waiting.append(arrived)
         self._is_idle.clear()
         self._filled.set()
@@ -231,11 +268,15 @@ class EventsSession:
                 await self._catch_up()
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH_MAX))]
             self._taken = {each.packet_id: each for each in batch if each.packet_id}
+            self._batch_bytes = sum(each.size_bytes for each in batch)
             for each in batch:
                 await self._deal_with(each)
             await self._settle()
             taken, self._taken = self._taken, {}
             self._acknowledge(taken)
+            self._held_bytes -= self._batch_bytes
+            self._batch_bytes = 0
+            self._take_up_again()
             # Where the link has been lost meanwhile, these come again.
             self._done |= self._taken_before
             self._taken_before = {}

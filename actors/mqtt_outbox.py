@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from twins.messages import Batch, Outcome, Request
+from twins.messages import Batch, Outcome, Places, Request
 
 # A Ray call above 100 KB takes a three times slower way through the object store; 10 KB stay for what goes
 # along.
@@ -18,8 +18,8 @@ SUBMISSION_BYTES_MAX: Final = 90_000
 # 2,000 of the smallest requests keep a shard busy for 20 ms: long enough to pay for the call, short enough to
 # wait.
 SUBMISSION_REQUESTS_MAX: Final = 2_000
-# MessagePack around a request: array, operation, three lengths, flag, and some to spare.
-REQUEST_OVERHEAD_BYTES: Final = 16
+# MessagePack around a request: array, operation, three lengths, flag, its place, and some to spare.
+REQUEST_OVERHEAD_BYTES: Final = 24
 
 
 class Lanes(Protocol):
@@ -60,13 +60,26 @@ class Lanes(Protocol):
 class Held:
     """A request from its arrival to its acknowledgement."""
 
-    __slots__ = ("is_counted", "is_done", "packet_id", "request", "shard", "size_bytes", "was_taken")
+    __slots__ = (
+        "is_counted",
+        "is_done",
+        "is_doubtful",
+        "packet_id",
+        "place",
+        "request",
+        "shard",
+        "size_bytes",
+        "was_taken",
+    )
 
     def __init__(self, shard: int, request: Request, packet_id: int, size_bytes: int) -> None:
         self.shard = shard
         self.request = request
         # On the current link; zero where there is nothing to acknowledge.
         self.packet_id = packet_id
+        # In the broker's order, if it can come again, and whether the broker may have forgotten what followed it.
+        self.place = 0
+        self.is_doubtful = False
         self.size_bytes = size_bytes
         # Out of the outbox, and carried out with all that follows from it.
         self.was_taken = False
@@ -85,9 +98,13 @@ class Submission(NamedTuple):
 class Outbox:
     """The requests that wait for one lane, in the order in which they came."""
 
-    def __init__(self, index: int, sequences: dict[int, int]) -> None:
-        """Prepare a lane's outbox; `sequences` are those of all lanes, by shard: a shard may change its lane."""
+    def __init__(self, index: int, sequences: dict[int, int], memory: int) -> None:
+        """Prepare a lane's outbox; `sequences` are those of all lanes, by shard: a shard may change its lane.
+
+        `memory` is where the places of requests are from (see `Places`).
+        """
         self.index = index
+        self._memory = memory
         self.waiting: deque[Held] = deque()
         self.in_flight_count = 0
         self.filled = asyncio.Event()
@@ -96,25 +113,25 @@ class Outbox:
 
     def take(self, source: str) -> Submission:
         """Return what goes next, grouped by shard, and take it out of the outbox."""
-        requests_of: dict[int, list[Request]] = {}
+        held_of: dict[int, list[Held]] = {}
         held: list[Held] = []
         size_bytes = 0
         while self.waiting and len(held) < SUBMISSION_REQUESTS_MAX:
             first = self.waiting[0]
-            requests = requests_of.get(first.shard)
+            of_shard = held_of.get(first.shard)
             size_bytes += first.size_bytes
-            if requests is None:
+            if of_shard is None:
                 size_bytes += len(source) + REQUEST_OVERHEAD_BYTES
             if size_bytes > SUBMISSION_BYTES_MAX and held:
                 break
             self.waiting.popleft()
             first.was_taken = True
             held.append(first)
-            if requests is None:
-                requests_of[first.shard] = requests = []
-            requests.append(first.request)
+            if of_shard is None:
+                held_of[first.shard] = of_shard = []
+            of_shard.append(first)
         return Submission(
-            [(shard, self._batch(source, shard, each)) for shard, each in requests_of.items()], held
+            [(shard, self._batch(source, shard, each)) for shard, each in held_of.items()], held
         )
 
     def remove(self, shards: Collection[int]) -> list[Held]:
@@ -124,18 +141,22 @@ class Outbox:
             self.waiting = deque(held for held in self.waiting if held.shard not in shards)
         return removed
 
-    def _batch(self, source: str, shard: int, requests: list[Request]) -> Batch:
+    def _batch(self, source: str, shard: int, held: list[Held]) -> Batch:
         self._sequences[shard] = sequence = self._sequences.get(shard, 0) + 1
-        return Batch(source, sequence, requests)
+        places = [each.place for each in held]
+        doubtful = [position for position, each in enumerate(held) if each.is_doubtful]
+        found = Places(self._memory, places, doubtful) if any(places) else None
+        return Batch(source, sequence, [each.request for each in held], found)
 
 
 class Outboxes:
     """The outboxes of all lanes, in their order."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, memory: int) -> None:
         self._lanes = lanes
+        self._memory = memory
         self._sequences: dict[int, int] = {}
-        self._all = [Outbox(index, self._sequences) for index in range(lanes.lane_count)]
+        self._all = [Outbox(index, self._sequences, memory) for index in range(lanes.lane_count)]
         # By shard: that of its lane or, as long as that has something in flight, of its former one.
         self._of = [self._all[lanes.lane_of(shard)] for shard in range(lanes.shard_count)]
 
@@ -160,7 +181,7 @@ class Outboxes:
         }
         known_count = len(self._all)
         while len(self._all) <= max(leaving.values(), default=0):
-            self._all.append(Outbox(len(self._all), self._sequences))
+            self._all.append(Outbox(len(self._all), self._sequences, self._memory))
         for shard, index in leaving.items():
             self._of[shard] = self._all[index]
         for held in former.remove(leaving):

@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +23,10 @@ from actors.actor_settings import HostSettings
 from actors.errors import NodeNameTaken, PlacementError, SettingsError, WorldError
 from actors.logs import log_to
 from actors.membership import BEAT_EVERY_S, HeadRecord, Membership
-from actors.parts import ActorPart, ActorPlan, RayNodePart
-from actors.placement import HEAD_NODE, Placement, PlacementStore
+from actors.parts import RayNodePart, shard_actor_parts
+from actors.placement import HEAD_NODE, Change, Placement, PlacementStore
 from actors.processes import LOOPBACK
-from actors.ray_fleet import actor_name, open_actor, start_shard_actor
+from actors.ray_fleet import actor_name, open_actor
 from actors.ray_runtime import RayNode
 from actors.settings import DataDirectory, Endpoints
 from actors.snapshots import SnapshotStore
@@ -131,7 +130,7 @@ class _Node:
             raise StopRequested
         progress("starting shards")
         self._start_actors()
-        self._placements.change(self._entered)
+        self._placements.change(self._entered, Change("placement.join", self._settings.name))
         self._parts.callback(self._leave)
 
     def _find_head(self) -> None:
@@ -147,19 +146,13 @@ class _Node:
 
     def _start_actors(self) -> None:
         self._ray_part = RayNodePart(self._ray, restart=self._restart_ray)
-        self._hosts = [
-            ActorPart(
-                ActorPlan(
-                    "shard_actor",
-                    index,
-                    needs=("ray",),
-                    create=partial(start_shard_actor, actor, self._settings.name),
-                    settings=partial(self._host_settings, index, actor),
-                ),
-                self._ray_part,
-            )
-            for index, actor in enumerate(self._own)
-        ]
+        self._hosts = shard_actor_parts(
+            list(self._own),
+            self._settings.name,
+            self._ray_part,
+            needs=("ray",),
+            settings=self._host_settings,
+        )
         self._supervisor = Supervisor([self._ray_part, *self._hosts])
         for part in self._hosts:
             part.create()
@@ -225,19 +218,20 @@ class _Node:
         elif is_whole:
             self._membership.beat(self._settings.name, self._identity)
             if not self._own.keys() <= self._placements.read().nodes.keys():
-                self._placements.change(self._entered)
+                self._placements.change(self._entered, Change("placement.join", self._settings.name))
 
     def _leave(self) -> None:
         """Have the shards moved to other nodes, and leave the placement."""
         name = self._settings.name
         deadline_s = time.monotonic() + _LEAVE_TIMEOUT_S
         try:
-            placement = self._placements.change(lambda placement: placement.without(name))
+            leaving = Change("placement.leave", name)
+            placement = self._placements.change(lambda placement: placement.without(name), leaving)
             while any(home in self._own for home in placement.homes) and time.monotonic() < deadline_s:
                 self._membership.beat(name, self._identity)
                 time.sleep(BEAT_EVERY_S / 4)
                 placement = self._placements.read()
-            self._placements.change(lambda placement: placement.without_lost({name}))
+            self._placements.change(lambda placement: placement.without_lost({name}), leaving)
         except (WorldError, PlacementError) as error:
             _LOG.warning("the node leaves without a word: %s", error)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -23,6 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from actors.actor_settings import Pulse
 from actors.errors import ProcessEnded, WorldError
+from actors.ray_fleet import start_shard_actor
 from actors.ray_runtime import RayHead, RayNode
 from actors.servers import ManagedServer
 from actors.settings import is_process_alive
@@ -406,3 +408,27 @@ class ActorPart:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def shard_actor_parts(
+    names: Sequence[str],
+    node: str,
+    ray_part: RayOwner,
+    *,
+    needs: Sequence[str],
+    settings: Callable[[int, str, bool], msgspec.Struct],
+) -> list[ActorPart]:
+    """Return the shard actors of a node as parts; `settings(index, name, is_predecessor_gone)` opens one of them."""
+    return [
+        ActorPart(
+            ActorPlan(
+                "shard_actor",
+                index,
+                needs=needs,
+                create=partial(start_shard_actor, name, node),
+                settings=partial(settings, index, name),
+            ),
+            ray_part,
+        )
+        for index, name in enumerate(names)
+    ]

@@ -1,21 +1,23 @@
 """Which shard actor serves each shard: what is true, what is wanted, and how the shards are spread over the actors.
 
 It stands in Redis, beside the journals, and not in Ray: a Ray that has lost its memory finds the shards again. Here it
-is only read and replaced; who carries it out is `ray_fleet.Mover`. Decisions are pure functions of a `Placement`.
+is only read and replaced; who carries it out is `shard_mover`. Decisions are pure functions of a `Placement`.
+
+Several processes change it, and the audit log has one writer, the gateway. So each change leaves, in the same step, a
+note of who made it and what came of it, which the gateway takes into the audit log.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from actors.errors import PlacementError, StoreError
+from actors.store_client import client_at
 from actors.store_errors import store_error
 
 # It is read when a shard is not where it was: whoever asks has a few seconds for all of it.
@@ -23,7 +25,19 @@ _ANSWER_TIMEOUT_S: Final = 1.0
 # The node of the machine that the platform is started on.
 HEAD_NODE: Final = "head"
 _KEY: Final = "twinfleet:placement"
+# Notes that the gateway has not taken yet; those of some thousand moves, should it be away for so long.
+NOTES_KEY: Final = f"{_KEY}:notes"
+_NOTES_MAX: Final = 10_000
 _SUBJECT: Final = "the placement of the shards"
+
+
+class Change(NamedTuple):
+    """Who changes the placement, and what for: as in the audit log."""
+
+    action: str
+    subject: str
+    # Nobody has asked for it.
+    by: str = "platform"
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -113,6 +127,25 @@ class Placement(msgspec.Struct, frozen=True):
         )
 
 
+def difference(before: Placement | None, after: Placement) -> str:
+    """Return for people what a change has brought: which shards are served, or wanted, by another actor."""
+    parts = []
+    for verb, former, now in (
+        ("serves", before.homes if before else (), after.homes),
+        ("is to serve", before.wanted if before else (), after.wanted),
+    ):
+        shards_of: dict[str, list[int]] = {}
+        for shard, actor in enumerate(now):
+            if not former or former[shard] != actor:
+                shards_of.setdefault(actor, []).append(shard)
+        parts += [f"{actor} {verb} {', '.join(map(str, shards))}" for actor, shards in shards_of.items()]
+    if before is not None and before.nodes != after.nodes:
+        parts.append(f"nodes: {', '.join(dict.fromkeys(after.nodes.values()))}")
+    if before is not None and before.drained != after.drained:
+        parts.append(f"drained: {', '.join(after.drained) or 'none'}")
+    return "; ".join(parts)
+
+
 def _with(actors: tuple[str, ...], shard: int, actor: str) -> tuple[str, ...]:
     return (*actors[:shard], actor, *actors[shard + 1 :])
 
@@ -143,14 +176,7 @@ class PlacementStore:
     @classmethod
     def at(cls, url: str) -> PlacementStore:
         """Return the placement in the Redis at a URL; nothing is asked of it yet."""
-        return cls(
-            redis.Redis.from_url(
-                url,
-                socket_timeout=_ANSWER_TIMEOUT_S,
-                socket_connect_timeout=_ANSWER_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),
-            )
-        )
+        return cls(client_at(url, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
     def begin(self, shard_count: int, nodes: Mapping[str, str]) -> Placement:
         """Return the placement of a platform that starts with these actors, when nobody serves any shard yet.
@@ -164,7 +190,7 @@ class PlacementStore:
             spread = placement.spread(nodes)
             return msgspec.structs.replace(spread, homes=spread.wanted)
 
-        return self._replace(settled)
+        return self._replace(settled, Change("placement.begin", ""))
 
     def find(self) -> Placement | None:
         """Return the placement, None if none was ever begun; StoreError if Redis does not answer."""
@@ -177,11 +203,14 @@ class PlacementStore:
         """Return the placement; StoreError if Redis does not answer, or has none."""
         return _require(self.find())
 
-    def change(self, change: Callable[[Placement], Placement]) -> Placement:
-        """Return the placement after a change, which may be called again when another writer comes between."""
-        return self._replace(lambda placement: change(_require(placement)))
+    def change(self, change: Callable[[Placement], Placement], told: Change) -> Placement:
+        """Return the placement after a change, which may be called again when another writer comes between.
 
-    def _replace(self, change: Callable[[Placement | None], Placement]) -> Placement:
+        Where it changes anything, `told` is noted for the audit log, with what came of it.
+        """
+        return self._replace(lambda placement: change(_require(placement)), told)
+
+    def _replace(self, change: Callable[[Placement | None], Placement], told: Change) -> Placement:
         try:
             with self._client.pipeline() as pipeline:
                 while True:
@@ -193,6 +222,8 @@ class PlacementStore:
                     after = msgspec.structs.replace(after, version=after.version + 1)
                     pipeline.multi()
                     pipeline.set(_KEY, msgspec.json.encode(after))
+                    note: dict[Any, Any] = {**told._asdict(), "result": difference(before, after)}
+                    pipeline.xadd(NOTES_KEY, note, maxlen=_NOTES_MAX, approximate=True)
                     try:
                         pipeline.execute()
                     except redis.WatchError:

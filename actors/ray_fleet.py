@@ -16,14 +16,16 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
-from actors.errors import ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject, joined
-from actors.homes import ANSWER_TIMEOUT_S, Answer, Homes, Patience
+from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
+from actors.fleet import JsonObject, PinnedTwin, joined
+from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
 from actors.settings import Endpoints
 from actors.shard_actor import HostStatus, ShardActor
 from actors.shard_mover import ShardMover
+from actors.tick_turns import Turn, Work
+from twins.digest import combine_digest
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -36,7 +38,6 @@ from twins.messages import (
     encode,
 )
 from twins.model import Group
-from twins.shard import combine_digest
 from twins.sharding import shard_of
 
 # Of each handle, also of those that travel to tasks and actors of others; then `remote` raises Ray's own
@@ -49,9 +50,12 @@ _CPU_SHARE: Final = 0.01
 _CALL_BYTES_MAX: Final = 60_000
 _CALL_LENGTH_MAX: Final = 500
 
+# Two turns: what has filled an actor's queue is being served meanwhile.
+_TICK_AGAIN_S: Final = 0.02
+
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 _decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
-_decode_summaries: Final = msgspec.msgpack.Decoder(list[TickSummary]).decode
+_decode_turn: Final = msgspec.msgpack.Decoder(Turn).decode
 
 
 def actor_name(index: int, node: str = HEAD_NODE) -> str:
@@ -300,14 +304,58 @@ class RayFleet:
 
     async def tick(self, orders: Sequence[TickOrder]) -> dict[str, TickSummary]:
         """Run the ordered ticks on all shards and return what happened, per group name."""
-        summaries: dict[str, TickSummary] = {}
         encoded = encode(list(orders))
-        parts = [_decode_summaries(part) for part in await self._homes.ask_each("tick", encoded)]
-        for order, of_actors in zip(orders, zip(*parts, strict=True), strict=True):
-            total = sum(of_actors, TickSummary())
+        totals = [TickSummary()] * len(orders)
+        left: list[Work] = [(shard, 0) for shard in range(self.shard_count)] if orders else []
+        await self._homes.refresh()
+        patience = Patience(self._homes)
+        while left:
+            by_home: dict[str, list[Work]] = {}
+            for work in left:
+                by_home.setdefault(self.placement.homes[work[0]], []).append(work)
+            lanes = [self._tick_lane(home, work, encoded, totals) for home, work in by_home.items()]
+            left, refusal = [], None
+            for result in await asyncio.gather(*lanes, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+                left += result[0]
+                refusal = result[1] or refusal
+            if refusal is not None:
+                await patience.again_after(refusal)
+        summaries: dict[str, TickSummary] = {}
+        for order, total in zip(orders, totals, strict=True):
             known = summaries.get(order.group)
             summaries[order.group] = total if known is None else known.then(total)
         return summaries
+
+    async def _tick_lane(
+        self, home: str, left: list[Work], encoded: bytes, totals: list[TickSummary]
+    ) -> tuple[list[Work], ShardNotHere | None]:
+        """Have an actor do its turns, adding up what comes of them; return what it refused, and why."""
+        patience = Patience(self._homes)
+        while left:
+            try:
+                answer = await self._homes.call(
+                    home, "tick", left, encoded, shard=left[0][0], timeout_s=LONG_ANSWER_TIMEOUT_S
+                )
+            except ShardNotHere as refusal:
+                return left, refusal
+            except Overloaded:
+                # Requests fill the actor's queue; they go first, but not for ever.
+                if not patience.left_s():
+                    raise
+                await asyncio.sleep(_TICK_AGAIN_S)
+                continue
+            patience = Patience(self._homes)
+            turn = _decode_turn(answer)
+            for position, summary in enumerate(turn.summaries):
+                totals[position] += summary
+            left = turn.left
+        return left, None
+
+    async def pins(self) -> list[PinnedTwin]:
+        """Return the twins that are pinned to a behaviour, in the order of their names."""
+        return sorted(PinnedTwin(*pin) for part in await self._homes.ask_each("pins") for pin in part)
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""

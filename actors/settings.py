@@ -341,6 +341,8 @@ class DataDirectory:
         self.redis: Final = self.path / "redis"
         self.mosquitto: Final = self.path / "mosquitto"
         self.logs: Final = self.path / "logs"
+        # Modules with behaviours of pinned twins; whoever may write here has code run by the platform.
+        self.behaviors: Final = self.path / "behaviors"
         self.reports: Final = self.path / "reports"
         self.identity_file: Final = self.path / "platform.id"
         self.snapshots: Final = self.path / "snapshots"
@@ -363,7 +365,7 @@ class DataDirectory:
             raise DataDirectoryVersion(self.format_file, found, DATA_FORMAT)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for part in (self.logs, self.mosquitto, self.pki, self.redis, self.reports):
+            for part in (self.behaviors, self.logs, self.mosquitto, self.pki, self.redis, self.reports):
                 part.mkdir(mode=0o700, exist_ok=True)
             if not found:
                 write_atomically(self.format_file, f"{DATA_FORMAT}\n".encode())

@@ -32,9 +32,10 @@ from actors.fleet import (
     telemetry_request,
     update_desired_request,
 )
-from actors.journal import Applied, GroupCreated, GroupDeleted, Ticked
+from actors.journal import Applied, GroupCreated, GroupDeleted
 from actors.logs import log_to
 from actors.shard_keeper import ShardKeeper
+from actors.tick_turns import TickTurns, Work
 from actors.wall_clock import WallClock, boot_time_s
 from twins.clock import Clock
 from twins.messages import (
@@ -46,7 +47,6 @@ from twins.messages import (
     Reply,
     Request,
     TickOrder,
-    TickSummary,
     encode,
 )
 from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
@@ -61,16 +61,21 @@ decode_group_order: Final = msgspec.msgpack.Decoder(GroupOrder).decode
 
 
 class ShardOrder(msgspec.Struct, frozen=True):
-    """Which shards a host is to serve from now on, beside those that it serves; see `HostSettings`."""
+    """Which shards a host is to serve from now on, beside those that it serves.
+
+    `is_released`: their last host has let go of them, and nobody else serves them.
+    """
 
     shards: tuple[int, ...]
-    is_predecessor_gone: bool
+    is_released: bool
 
 
 class HostStatus(msgspec.Struct, frozen=True):
     """What a host does at present; `queue_length` counts announcements that wait for the bridge.
 
     `lost_shards` were served here until another process took them over; before it `is_open` it can't serve any.
+    `read_shards` were read ahead, to be opened here. `longest_turn_ms` is the longest that ticks have held up requests
+    since the process began.
     """
 
     pid: int
@@ -84,6 +89,8 @@ class HostStatus(msgspec.Struct, frozen=True):
     dropped_announcement_count: int
     lost_shards: tuple[int, ...] = ()
     is_open: bool = False
+    read_shards: tuple[int, ...] = ()
+    longest_turn_ms: int = 0
 
 
 class ShardHost:
@@ -101,6 +108,7 @@ class ShardHost:
         self._clock = clock or WallClock()
         self._lease_clock_s = lease_clock_s
         self._keeper: ShardKeeper | None = None
+        self._ticks = TickTurns()
         self._request_count = self._tick_count = 0
         self._is_preparing = False
 
@@ -142,7 +150,7 @@ class ShardHost:
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
         order = msgspec.msgpack.decode(encoded, type=ShardOrder)
-        self._settled().open_shards(order.shards, is_predecessor_gone=order.is_predecessor_gone)
+        self._settled().open_shards(order.shards, is_released=order.is_released)
 
     # The path of devices
 
@@ -238,6 +246,11 @@ class ShardHost:
         found = self._settled().shards(shards).values()
         return sorted({name for shard in found for name in shard.fleets})
 
+    def pins(self, shards: Sequence[int]) -> list[tuple[str, str]]:
+        """Return thing name and behaviour of each pinned twin in these shards."""
+        found = self._settled().shards(shards).values()
+        return [pin for shard in found for pin in shard.handover.pinned()]
+
     def delete_group(self, shards: Sequence[int], name: str) -> None:
         """Remove these shards' part of a simulated group."""
         keeper = self._settled()
@@ -246,23 +259,25 @@ class ShardHost:
             with keeper.timed(number) as shard:
                 shard.delete_group(name)
 
-    def tick(self, shards: Sequence[int], encoded: bytes) -> bytes:
-        """Run tick orders, one after the other, on these shards; return one summary for each order."""
+    def tick(self, work: Sequence[Work], encoded: bytes) -> bytes:
+        """Do a turn of the ticks that are left of some orders, and return the `Turn`; see `tick_turns`.
+
+        `work` names the shards that are meant, each with the position of the first order that it has not carried out.
+        """
         keeper = self._settled()
-        summaries = []
-        for order in decode_orders(encoded):
-            # Shards without devices of the group have nothing to compute again, and need no marker.
-            holders = [number for number, shard in keeper.shards(shards).items() if shard.has_work(order)]
-            keeper.keep([(number, Ticked(order)) for number in holders])
-            self._prepare_for(keeper.shards(holders).values(), order.group)
-            total = TickSummary()
-            for number in holders:
-                with keeper.timed(number) as shard:
-                    total += shard.tick(order)
-            self._tick_count += order.tick_count
-            summaries.append(total)
+        orders = decode_orders(encoded)
+        turn = self._ticks.turn(keeper, work, orders)
+        for order in orders:
+            self._prepare_for(keeper.shards([number for number, _ in work]).values(), order.group)
+        first, done = (min((each[1] for each in part), default=len(orders)) for part in (work, turn.left))
+        self._tick_count += sum(order.tick_count for order in orders[first:done])
+        for number, _ in work:
+            shard = keeper.shard(number)
+            if shard.announcements:
+                self._announce(list(shard.announcements))
+                shard.announcements.clear()
         keeper.snapshot_where_due()
-        return encode(summaries)
+        return encode(turn)
 
     def _prepare_for(self, shards: Iterable[Shard], group: str) -> None:
         """Have compiled code made ready beside the work where a fleet is large; NumPy goes on until it is."""
@@ -395,6 +410,8 @@ class ShardActor(ShardHost):
             self._outlet.dropped_count,
             () if keeper is None else tuple(keeper.lost),
             keeper is not None,
+            () if keeper is None else keeper.read_shards,
+            round(1000 * self._ticks.longest_s),
         )
 
     @ray.method(concurrency_group="control")

@@ -7,7 +7,8 @@ Nobody serves a shard beside its successor. That no append of a former host arri
 answers no question is the lease's: a host answers only while Redis has told it, not longer than half a lease ago, that
 its shards are still its own. The time counts from before Redis was asked, by a clock that runs on while the machine is
 suspended; Redis is asked at the start of a call, so no timer has to fire in time. Whoever opens a shard waits for a
-whole lease from after its marker, unless it is known that the former host is gone. What is read at the start of a call
+whole lease from after its marker, unless it is known that the former host is gone, and had waited itself, or had not
+had to: else the one before that may live. What is read at the start of a call
 was true after the call was made: a process that is held up in the middle of one gives no outdated answer.
 """
 
@@ -18,10 +19,11 @@ import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from actors.actor_settings import HostSettings
-from actors.errors import LocationError, ShardFenced, ShardNotHere, StoreError
+from actors.errors import LocationError, ShardFenced, ShardNotHere, SnapshotsUnreadable, StoreError
 from actors.journal import (
     Applied,
     GroupCreated,
@@ -51,6 +53,8 @@ REPLAY_S_MAX: Final = 1.0
 # Share of the time that snapshots may take for that: a busy shard with many twins is rather read back a little longer.
 _SNAPSHOT_SHARE_MAX: Final = 0.05
 _START: Final = "0-0"
+# Of a journal from which nothing was ever dropped.
+_FIRST_ENTRY: Final = (1, 0)
 
 
 @dataclass(slots=True)
@@ -93,6 +97,8 @@ class ShardKeeper:
         self._held: dict[int, _Held] = {}
         # Read for shards that are about to come here.
         self._read_ahead: dict[int, _Held] = {}
+        # Shards that were opened with a wait for a former host, which may not be over.
+        self._waits: set[int] = set()
         self._confirmed_s = float("-inf")
         self._asks_from_s = float("-inf")
         # When the next snapshot may be written to keep the way back short.
@@ -107,11 +113,15 @@ class ShardKeeper:
         # What has been read back stays; the garbage collector need not go through it again and again.
         gc.freeze()
 
-    def open_shards(self, numbers: Sequence[int], *, is_predecessor_gone: bool) -> None:
-        """Take over more shards; those that are open stay so."""
+    def open_shards(
+        self, numbers: Sequence[int], *, is_predecessor_gone: bool = False, is_released: bool = False
+    ) -> None:
+        """Take over more shards; those that are open stay so. Who served them last is gone, or has released them."""
         for number in numbers:
             if number not in self._held:
-                self._held[number] = self._open_shard(number, is_predecessor_gone=is_predecessor_gone)
+                self._held[number] = self._open_shard(
+                    number, is_predecessor_gone=is_predecessor_gone, is_released=is_released
+                )
                 self.lost.discard(number)
 
     def read_ahead(self, number: int) -> None:
@@ -122,6 +132,11 @@ class ShardKeeper:
         if number not in self._held:
             self._read_ahead[number] = self._read(number)
 
+    @property
+    def read_shards(self) -> tuple[int, ...]:
+        """Return the shards that were read ahead; may be asked from another thread."""
+        return tuple(self._read_ahead.copy())
+
     def release(self, numbers: Sequence[int]) -> list[int]:
         """Let go of shards, whose journals have all of them; to be called settled.
 
@@ -131,29 +146,33 @@ class ShardKeeper:
         released = [self._held.pop(number) for number in numbers if number in self._held]
         return [held.shard.number for held in released if held.serves_from_s <= self._clock_s()]
 
-    def _open_shard(self, number: int, *, is_predecessor_gone: bool) -> _Held:
+    def _open_shard(self, number: int, *, is_predecessor_gone: bool, is_released: bool) -> _Held:
         written = self._snapshots.newest_position(number)
         if written is not None and self._journal.last_position(number) < parse_position(written):
             raise StoreError(
                 f"the journal of shard {number} ends before its snapshot {written}: Redis has been emptied or set "
                 "back; bring the Redis data back that belongs to the snapshots, or restore a backup"
             )
-        epoch = self._fence(number)
+        is_alone = self._fence(number, is_predecessor_gone=is_predecessor_gone, is_released=is_released)
         marked_s = self._clock_s()
         held = self._read_on(number)
-        is_alone = epoch == 1 or is_predecessor_gone
         held.serves_from_s = marked_s if is_alone else marked_s + LEASE_S
+        if not is_alone:
+            self._waits.add(number)
         return held
 
-    def _fence(self, number: int) -> int:
-        """Begin a new epoch of a shard, so that no append of an earlier one can arrive any more."""
+    def _fence(self, number: int, *, is_predecessor_gone: bool, is_released: bool) -> bool:
+        """Begin a new epoch of a shard, so that no append of an earlier one can arrive any more; see `Journal.open`."""
+        begin = partial(
+            self._journal.open, number, is_predecessor_gone=is_predecessor_gone, is_released=is_released
+        )
         try:
-            return self._journal.open(number)
+            return begin()
         except StoreError as error:
             if not error.is_full:
                 raise
             self._make_room(self._read(number))
-            return self._journal.open(number)
+            return begin()
 
     def _read_on(self, number: int) -> _Held:
         """Return a shard as `_read`, from where reading ahead has come, unless the journal was trimmed beyond that."""
@@ -167,12 +186,28 @@ class ShardKeeper:
     def _read(self, number: int) -> _Held:
         """Return a shard as its snapshot and its journal have it. The snapshot is the newest after the marker only."""
         while True:
-            found = self._snapshots.newest(number)
+            found = self._newest(number)
             held = _Held(*(found or (Shard(number, self._settings.shard_count), _START)))
             with contextlib.suppress(ShardFenced):
                 self._catch_up(held)
                 return held
             self._require_newer(number, found[1] if found else None)
+
+    def _newest(self, number: int) -> tuple[Shard, str] | None:
+        """Return the newest snapshot, None where there is none, or none that can be read and the journal is whole."""
+        try:
+            return self._snapshots.newest(number)
+        except SnapshotsUnreadable as error:
+            if self._journal.first_position(number) != _FIRST_ENTRY:
+                raise
+            _LOG.warning(
+                "shard %d is read from its whole journal, because its snapshots (%s) are damaged",
+                number,
+                ", ".join(error.names),
+            )
+            # They must not count as the one that stands by.
+            self._snapshots.remove(error.names)
+            return None
 
     def _require_newer(self, number: int, position: str | None) -> None:
         """Raise StoreError unless there is a newer snapshot by now than the one behind which entries are missing."""
@@ -245,6 +280,8 @@ class ShardKeeper:
                 self._confirm(now_s)
             if self._is_doubtful:
                 self._clear_up()
+            if self._waits:
+                self._tell_alone(now_s)
         except StoreError as error:
             self._pause(error)
             raise
@@ -256,6 +293,23 @@ class ShardKeeper:
         for number in self._journal.taken_over(list(self._held)):
             self._let_go(number)
         self._confirmed_s = now_s
+
+    def _tell_alone(self, now_s: float) -> None:
+        """Spare whoever opens a shard next the wait that is over here; a full store may refuse it."""
+        for number in sorted(self._waits):
+            held = self._held.get(number)
+            if held is not None and held.serves_from_s > now_s:
+                continue
+            self._waits.remove(number)
+            if held is None:
+                continue
+            try:
+                self._journal.mark(number, is_alone=True)
+            except ShardFenced:
+                self._let_go(number)
+            except StoreError as error:
+                if not error.is_full:
+                    raise
 
     def _clear_up(self) -> None:
         for number, held in list(self._held.items()):
@@ -380,6 +434,8 @@ def apply_again(shard: Shard, record: Record) -> Outcome:
             shard.delete_group(record.name)
         elif isinstance(record, Ticked):
             shard.tick(record.order)
+            # They were told when the ticks were run, or the device asks.
+            shard.announcements.clear()
         else:
             raise InvariantError(f"the journal holds {record!r}")
     return Outcome([], [])

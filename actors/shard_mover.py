@@ -8,22 +8,23 @@ neither place opens it again, at the cost of a lease, because somebody may have 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import msgspec
 
 from actors.errors import StoreError, WorldError
 from actors.homes import Homes
 from actors.membership import Absences, Membership
-from actors.placement import HEAD_NODE, Placement
-from actors.shard_actor import ShardOrder
+from actors.placement import HEAD_NODE, Change, Placement
+from actors.shard_actor import HostStatus, ShardOrder
 
 _LOG: Final = logging.getLogger(__name__)
 # A shard of 100,000 twins is written down, or read, in about a second; the others of its host wait meanwhile.
 _STEP_TIMEOUT_S: Final = 30.0
-# While moves take their time, nodes may be lost.
+# While moves take their time, nodes may be lost, and answers.
 _LOOK_EVERY_S: Final = 1.0
 
 
@@ -38,7 +39,8 @@ class ShardMover:
 
         PlacementError if there is no such shard, actor or node; WorldError if a part that it takes does not answer.
         """
-        wanted = await self._change(lambda placement: placement.moved_to(shard, target))
+        told = Change("placement.move", f"shard {shard} to {target}")
+        wanted = await self._change(lambda placement: placement.moved_to(shard, target), told)
         await self.carry_out(shard, wanted)
         return self._homes.placement
 
@@ -77,7 +79,7 @@ class ShardMover:
         """
         home, target = placement.homes[shard], placement.wanted[shard]
         if home != target:
-            await self._tell(target, "read_ahead_beside", shard)
+            await self._tell(target, "read_ahead_beside", shard, is_done=lambda now: shard in now.read_shards)
             # Of a node that was lost there is nothing to be heard.
             is_released = home in placement.nodes and await self._is_released(shard, home)
             await self._open(shard, target, is_released=is_released)
@@ -87,23 +89,51 @@ class ShardMover:
     async def _is_released(self, shard: int, home: str) -> bool:
         """Tell whether a host has just let go of a shard; if not, it may yet think that it has it."""
         try:
-            return shard in await self._tell(home, "release_shards", shard)
+            released = await self._tell(
+                home, "release_shards", shard, is_done=lambda now: shard not in now.shards
+            )
         except WorldError:
             return False
+        # Without an answer it has let go, too; but perhaps of a shard that a former host may still have.
+        return released is not None and shard in released
 
     async def _open(self, shard: int, target: str, *, is_released: bool) -> None:
         order = msgspec.msgpack.encode(ShardOrder((shard,), is_released))
-        await self._homes.call(target, "open_shards", order, shard=shard, timeout_s=_STEP_TIMEOUT_S)
-        await self._change(lambda placement: placement.has_moved(shard, target))
+        call = self._homes.call(target, "open_shards", order, shard=shard, timeout_s=_STEP_TIMEOUT_S)
+        await self._until_done(call, target, lambda now: shard in now.shards)
+        told = Change("placement.moved", f"shard {shard}")
+        await self._change(lambda placement: placement.has_moved(shard, target), told)
 
-    async def _change(self, change: Callable[[Placement], Placement]) -> Placement:
-        return await asyncio.to_thread(self._homes.store.change, change)
+    async def _change(self, change: Callable[[Placement], Placement], told: Change) -> Placement:
+        return await asyncio.to_thread(self._homes.store.change, change, told)
 
-    async def _tell(self, actor: str, method: str, shard: int) -> list[int]:
-        answer: list[int] = await self._homes.call(
-            actor, method, [shard], shard=shard, timeout_s=_STEP_TIMEOUT_S
-        )
-        return answer
+    async def _tell(
+        self, actor: str, method: str, shard: int, *, is_done: Callable[[HostStatus], bool]
+    ) -> Any:
+        call = self._homes.call(actor, method, [shard], shard=shard, timeout_s=_STEP_TIMEOUT_S)
+        return await self._until_done(call, actor, is_done)
+
+    async def _until_done(
+        self, call: Coroutine[Any, Any, Any], actor: str, is_done: Callable[[HostStatus], bool]
+    ) -> Any:
+        """Return the answer to a call; None if what it asks for is done, and the answer does not come.
+
+        An answer may be lost. Nobody need wait for it as long as for one that takes its time.
+        """
+        step = asyncio.ensure_future(call)
+        try:
+            is_known_done = False
+            while not is_known_done:
+                await asyncio.wait({step}, timeout=_LOOK_EVERY_S)
+                if step.done():
+                    return step.result()
+                with contextlib.suppress(WorldError):
+                    is_known_done = is_done(await self._homes.call(actor, "status", shard=-1))
+            # It may be on its way.
+            await asyncio.wait({step}, timeout=_LOOK_EVERY_S)
+            return step.result() if step.done() else None
+        finally:
+            step.cancel()
 
 
 class Placer:
@@ -143,6 +173,10 @@ class Placer:
         present = await asyncio.to_thread(self._membership.present, nodes)
         lost = self._absences.lost(nodes, present)
         if lost:
-            _LOG.error("lost, and its shards go to others: %s", ", ".join(sorted(lost)))
-            await asyncio.to_thread(self._homes.store.change, lambda placement: placement.without_lost(lost))
+            names = ", ".join(sorted(lost))
+            _LOG.error("lost, and its shards go to others: %s", names)
+            told = Change("placement.lost", names)
+            await asyncio.to_thread(
+                self._homes.store.change, lambda placement: placement.without_lost(lost), told
+            )
         return bool(lost)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
-from actors.errors import LocationError
+from actors.errors import LocationError, SnapshotsUnreadable
 from actors.journal import parse_position, position_text
 from actors.locations import Location
 from twins.errors import SnapshotError, SnapshotVersion
 from twins.shard import Shard
-from twins.snapshot import dump_shard, load_shard
+from twins.snapshot import capture_shard, dump_shard, load_shard, seal
 
 _LOG: Final = logging.getLogger(__name__)
 # The one before the newest stands by until the newest has proved readable by being followed by another.
@@ -72,9 +73,9 @@ class SnapshotStore:
     def newest(self, shard: int) -> tuple[Shard, str] | None:
         """Return the newest snapshot that can be read, with its journal position; None where there is none.
 
-        Damaged ones before it are removed, so that they never count as the one that stands by. LocationError if there
-        are some and none can be read, for the journal before them is gone; and if one was written by another version
-        of this program, which went on from there.
+        Damaged ones before it are removed, so that they never count as the one that stands by. SnapshotsUnreadable if
+        there are some and none can be read: the journal before them is gone, unless they are the first. LocationError
+        if one was written by another version of this program, which went on from there.
         """
         damaged: list[str] = []
         for position, name in self._files(shard):
@@ -91,9 +92,13 @@ class SnapshotStore:
                 self._location.remove(bad)
             return found, position_text(position)
         if damaged:
-            problem = f"no snapshot of shard {shard} can be read ({', '.join(damaged)}); restore a backup"
-            raise LocationError(str(self._location), problem)
+            raise SnapshotsUnreadable(str(self._location), shard, damaged)
         return None
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove snapshots that are worth nothing, by the names of their files."""
+        for name in names:
+            self._location.remove(name)
 
     def positions(self, shard: int) -> list[str]:
         """Return the journal positions of the shard's snapshots, newest first."""
@@ -178,10 +183,10 @@ class BackgroundWriter(SnapshotWriter):
     def begin(self, shard: Shard, position: str) -> None:
         """Begin to write a shard down as it is now; only when not busy."""
         self._shard = shard.number
-        self._written = self._thread.submit(self._keep, shard.number, position, dump_shard(shard))
+        self._written = self._thread.submit(self._keep, shard.number, position, capture_shard(shard))
 
-    def _keep(self, shard: int, position: str, content: bytes) -> str | None:
-        self._store.keep(shard, position, content)
+    def _keep(self, shard: int, position: str, parts: list[Any]) -> str | None:
+        self._store.keep(shard, position, seal(parts))
         return self._store.second_newest_position(shard)
 
     def close(self) -> None:

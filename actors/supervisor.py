@@ -27,13 +27,16 @@ _RETRY_DELAY_MAX_S: Final = 30.0
 _STABLE_AFTER_S: Final = 60.0
 # So many attempts in a row without that are no accident any more: the part counts as down, not as restarting.
 _ACCIDENTS_MAX: Final = 5
+# Of parts that come and go with what operators want, and without which the platform is whole.
+PINNED_ROLE: Final = "pinned_twin"
 _LOG: Final = logging.getLogger(__name__)
 
 
 class PartStatus(msgspec.Struct, frozen=True):
     """How a part fares: `state` is `ready`, `restarting` or `down`, `reason` says why where it is not ready.
 
-    `index` numbers the parts of one role, `restart_count` is since the start of the platform.
+    `index` numbers the parts of one role, `restart_count` is since the start of the platform. `thing_name` is that of
+    the twin that the part is for, if it is for one.
     """
 
     role: str
@@ -42,6 +45,7 @@ class PartStatus(msgspec.Struct, frozen=True):
     state: str
     reason: str
     restart_count: int
+    thing_name: str = ""
 
 
 class Part(Protocol):
@@ -85,6 +89,7 @@ class _Watched:
         self.is_ready.set()
         self.reason = ""
         self.restart_count = 0
+        self.task: asyncio.Task[None] | None = None
         # Since it was last stable.
         self.attempt_count = 0
         self.ready_since_s = time.monotonic()
@@ -94,7 +99,10 @@ class _Watched:
         if not self.is_ready.is_set():
             state = "restarting" if self.attempt_count <= _ACCIDENTS_MAX else "down"
         part = self.part
-        return PartStatus(part.role, part.index, part.pid, state, self.reason, self.restart_count)
+        thing_name: str = getattr(part, "thing_name", "")
+        return PartStatus(
+            part.role, part.index, part.pid, state, self.reason, max(self.restart_count, 0), thing_name
+        )
 
 
 class Supervisor:
@@ -102,6 +110,33 @@ class Supervisor:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._watched = [_Watched(part) for part in parts]
+
+        self._group: asyncio.TaskGroup | None = None
+
+    def take_up(self, part: Part) -> None:
+        """Watch over one more part, which has yet to be started; while `run` runs."""
+        if self._group is None:
+            raise RuntimeError("the supervisor does not run")
+        watched = _Watched(part)
+        # The first start is none.
+        watched.restart_count = -1
+        watched.is_ready.clear()
+        watched.reason = "it has yet to be started"
+        self._watched.append(watched)
+        self._watch(watched)
+
+    async def let_go(self, part: Part) -> None:
+        """Return when a part that was taken up is watched over no more."""
+        for watched in [each for each in self._watched if each.part is part]:
+            self._watched.remove(watched)
+            if watched.task is not None:
+                watched.task.cancel()
+                await asyncio.wait([watched.task])
+
+    def _watch(self, watched: _Watched) -> None:
+        assert self._group is not None, "it runs"
+        name = f"watch {watched.part.role} {watched.part.index}"
+        watched.task = self._group.create_task(self._keep(watched), name=name)
 
     def statuses(self) -> list[PartStatus]:
         """Return how each part fares, in the order of the parts."""
@@ -113,9 +148,11 @@ class Supervisor:
 
     async def run(self) -> None:
         """Watch and revive until cancelled; raises only what is a bug."""
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as self._group:
             for watched in self._watched:
-                group.create_task(self._keep(watched), name=f"watch {watched.part.role} {watched.part.index}")
+                self._watch(watched)
+            # Also while there is nothing to watch over: more may be taken up.
+            await asyncio.Event().wait()
 
     async def _keep(self, watched: _Watched) -> None:
         while True:

@@ -80,6 +80,19 @@ class OperatorClient:
         """Return everything that a twin is."""
         return self._ask("GET", f"/v1/twins/{quote(thing_name, safe='')}")
 
+    def give_back(self, thing_name: str) -> Document:
+        """Give a simulated device's row back to the simulation."""
+        return self._ask("POST", f"/v1/twins/{quote(thing_name, safe='')}/give-back")
+
+    def pin(self, thing_name: str, behavior: str) -> Document:
+        """Give a twin an actor of its own that runs a behaviour; '' for the one of a device that obeys."""
+        body = {"behavior": behavior} if behavior else {}
+        return self._ask("PUT", f"/v1/pins/{quote(thing_name, safe='')}", body=body)
+
+    def unpin(self, thing_name: str) -> Document:
+        """Fold a pinned twin back into its shard."""
+        return self._ask("DELETE", f"/v1/pins/{quote(thing_name, safe='')}")
+
     def update_desired(self, thing_name: str, desired: Mapping[str, Any], shadow_name: str = "") -> Document:
         """Merge `desired` into a shadow and return the accepted document."""
         body = {"state": {"desired": desired}}

@@ -122,7 +122,7 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.T
         ("ROLE", "PID", "STATE", "RESTARTS", "SHARDS", "TWINS", "QUEUE", "REASON"),
         [
             (
-                process["role"],
+                f"{process['role']} {process['thing_name']}".rstrip(),
                 process["pid"],
                 process["state"],
                 process["totals"].get("restarts", ""),

@@ -59,6 +59,8 @@ def describe(
     print_line(f"{name}  {twin['origin']} {twin['model']}{attributes}")
     words, since_s = connectivity_words(twin["connectivity"])
     print_line(words if since_s is None else f"{words} since {time_text(since_s)}")
+    if twin["pin"]:
+        print_line(f"pinned to {twin['pin']['behavior']}")
     shadows = {"shadow": twin["shadow"]} if twin["shadow"] else {}
     shadows |= {f"shadow {key}": shadow for key, shadow in twin["namedShadows"].items()}
     for title, shadow in shadows.items():
@@ -94,6 +96,47 @@ def set_desired(
         print_document(document)
     else:
         print_line(f"{name}: accepted as version {document.content['version']}")
+
+
+@app.command("give-back", epilog=example("twinfleet twin give-back hall-000017"))
+def give_back(
+    name: ThingName, *, data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.TABLE
+) -> None:
+    """Give a simulated device's place back that a real device has taken over; the simulation goes on from there.
+
+    The next time that the real device connects it takes the place over again, unless it has been deleted.
+    """
+    document = OperatorClient.of(data_dir).give_back(name)
+    _print_done(document, f"{name}: simulated again", output)
+
+
+@app.command("pin", epilog=example("twinfleet twin pin hall-000017 --behavior heating:Boiler"))
+def pin(
+    name: ThingName,
+    *,
+    behavior: Annotated[
+        str,
+        typer.Option(metavar="MODULE:CLASS", help="The Python class that plays the device; see the README."),
+    ] = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Give one twin a process of its own, in which a Python class plays its device; its shadow goes on.
+
+    Without --behavior the device does at once what is desired of it.
+    """
+    document = OperatorClient.of(data_dir).pin(name, behavior)
+    text = f"{name}: pinned to {document.content['behavior']}; `twinfleet status` tells how it fares"
+    _print_done(document, text, output)
+
+
+@app.command("unpin", epilog=example("twinfleet twin unpin hall-000017"))
+def unpin(
+    name: ThingName, *, data_dir: DataDir = DEFAULT_DATA_DIR, output: Output = OutputFormat.TABLE
+) -> None:
+    """Fold a pinned twin back into its shard; a simulated device goes on from what was reported last."""
+    document = OperatorClient.of(data_dir).unpin(name)
+    _print_done(document, f"{name}: pinned no more", output)
 
 
 @app.command("watch", epilog=example("twinfleet twin watch lamp-1 --count 3"))
@@ -137,6 +180,13 @@ def _versions(data_dir: Path, name: str, shadow: str) -> Iterator[Document]:
                 seen = document.content["version"]
                 yield document
         time.sleep(_POLL_S)
+
+
+def _print_done(document: Document, text: str, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
+        print_document(document)
+    else:
+        print_line(text)
 
 
 def _print_shadow(document: Document, name: str, output: OutputFormat) -> None:

@@ -6,8 +6,8 @@ code serves live devices and replays a seeded simulation bit for bit.
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `clock` · `draws` · `sharding` · `topics` · `words` · `units` · `forms` · `expressions` · `link` ·
 `faults` · `model` · `formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` ·
-`defender` · `messages` · `window` · `arena` · `program` · `interpreter` · `kernel_loops` · `kernels` · `runners` ·
-`table` · `generators` · `selection` · `link_program` · `post` · `fault_program` · `behavior` · `simulated` ·
-`columns` · `query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` ·
-`snapshot`
+`defender` · `messages` · `places` · `window` · `arena` · `program` · `interpreter` · `kernel_loops` · `kernels` ·
+`runners` · `table` · `generators` · `selection` · `link_program` · `post` · `fault_program` · `behavior` ·
+`simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` · `columns` · `query_terms` ·
+`query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` · `snapshot`
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -44,20 +45,44 @@ def select_rows(
     wanted: Collection[str] | None,
     *,
     connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, QueryColumn]:
     """Return the wanted columns (None: all) of every twin of a table, in the order of its rows.
 
-    `connectivity` is of real things, by name; a simulated one knows its own.
+    `connectivity` is of real things, by name; a simulated one knows its own. `taken` are the attributes of real devices
+    that have the places of simulated ones.
     """
+    guests = () if isinstance(source, NamedRows) else tuple(_guests(source, connectivity, taken))
     columns: dict[str, QueryColumn] = {}
-    for name, make in _available(source, connectivity):
+    for name, make in _available(source, connectivity, guests):
         if wanted is None or name in wanted:
             columns[name] = make()
     return columns
 
 
+@dataclass(frozen=True)
+class _Guest:
+    """A real device in the row of a simulated one."""
+
+    row: int
+    attributes: Mapping[str, str]
+    connectivity: Connectivity | None
+
+
+def _guests(
+    fleet: SimulatedFleet,
+    connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]],
+) -> Iterator[_Guest]:
+    for thing_name, attributes in taken.items():
+        index = fleet.table.pattern.index(thing_name)
+        row = None if index is None else fleet.table.row(index)
+        if row is not None:
+            yield _Guest(row, attributes, connectivity.get(thing_name))
+
+
 def _available(
-    source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]
+    source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity], guests: Sequence[_Guest]
 ) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     table = source if isinstance(source, NamedRows) else source.table
     count = table.count
@@ -67,9 +92,9 @@ def _available(
 
     yield "name", lambda: QueryColumn(_names(source))
     yield "model", constant(table.model.name)
-    yield "origin", constant("real" if isinstance(source, NamedRows) else "simulated")
+    yield "origin", constant("real") if isinstance(source, NamedRows) else lambda: _origin(count, guests)
     yield "version", lambda: QueryColumn(table.version[:count].copy())
-    yield "connected", lambda: _connected(source, connectivity)
+    yield "connected", lambda: _connected(source, connectivity, guests)
     yield (
         "updated_at",
         lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
@@ -78,7 +103,7 @@ def _available(
         for section in ("reported", "desired") if field.is_settable else ("reported",):
             yield f"{section}_{field.name}", _value_maker(table, section, position)
             yield f"{section}_{field.name}_at", _stamp_maker(table, section, position)
-    yield from _attributes(source)
+    yield from _attributes(source, guests)
 
 
 def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
@@ -93,12 +118,31 @@ def _names(source: NamedRows | SimulatedFleet) -> list[str | None]:
     return [f"{pattern.prefix}{i:0{pattern.width}d}{pattern.suffix}" for i in source.table.indices.tolist()]
 
 
-def _connected(source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity]) -> QueryColumn:
+def _origin(count: int, guests: Sequence[_Guest]) -> QueryColumn:
+    if not guests:
+        return QueryColumn(np.zeros(count, np.uint8), None, ("simulated",))
+    origins = np.zeros(count, np.uint8)
+    origins[[guest.row for guest in guests]] = 1
+    return QueryColumn(origins, None, ("simulated", "real"))
+
+
+def _connected(
+    source: NamedRows | SimulatedFleet,
+    connectivity: Mapping[str, Connectivity],
+    guests: Sequence[_Guest],
+) -> QueryColumn:
     if isinstance(source, NamedRows):
         known = [connectivity.get(name) for name in source.names]
         is_connected = np.array([each is not None and each.connected for each in known], np.bool_)
         return QueryColumn(is_connected, np.array([each is not None for each in known], np.bool_))
-    return QueryColumn(source.connected[: source.table.count].astype(np.bool_))
+    is_connected = source.connected[: source.table.count].astype(np.bool_)
+    if not guests:
+        return QueryColumn(is_connected)
+    is_known = np.ones(source.table.count, np.bool_)
+    for guest in guests:
+        is_known[guest.row] = guest.connectivity is not None
+        is_connected[guest.row] = guest.connectivity is not None and guest.connectivity.connected
+    return QueryColumn(is_connected, is_known)
 
 
 def _section(table: TwinTable, section: str) -> tuple[Sequence[Any], Sequence[Any], NDArray[np.uint16]]:
@@ -162,13 +206,36 @@ def _choice_column(table: TwinTable, section: str, field: Field, column: QueryCo
     return QueryColumn(values, is_valid, choices)
 
 
-def _attributes(source: NamedRows | SimulatedFleet) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+def _attributes(
+    source: NamedRows | SimulatedFleet, guests: Sequence[_Guest]
+) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     if isinstance(source, NamedRows):
         of_rows = [source.attributes.get(row, {}) for row in range(source.count)]
         for name in sorted({name for attributes in of_rows for name in attributes}):
             texts = [attributes.get(name) for attributes in of_rows]
             yield column_of_attribute(name), partial(QueryColumn, texts)
         return
-    for attribute in source.group.attributes:
+    own = {attribute.name: attribute for attribute in source.group.attributes}
+    for attribute in own.values():
         positions = source.attributes[attribute.name][: source.table.count]
-        yield column_of_attribute(attribute.name), partial(QueryColumn, positions, None, attribute.values)
+        column = QueryColumn(positions, None, attribute.values)
+        yield column_of_attribute(attribute.name), partial(_with_guests, column, attribute.name, guests)
+    for name in sorted({name for guest in guests for name in guest.attributes} - own.keys()):
+        count = source.table.count
+        column = QueryColumn(np.zeros(count, np.uint8), np.zeros(count, np.bool_), ("",))
+        yield column_of_attribute(name), partial(_with_guests, column, name, guests)
+
+
+def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> QueryColumn:
+    """Return a column of an attribute with what real devices in its rows were registered with."""
+    own = {guest.row: guest.attributes[name] for guest in guests if name in guest.attributes}
+    if not own:
+        return column
+    choices = (*column.choices, *sorted(set(own.values()) - set(column.choices)))
+    values = np.asarray(column.values).astype(np.uint32)
+    is_valid = None if column.is_valid is None else column.is_valid.copy()
+    for row, text in own.items():
+        values[row] = choices.index(text)
+        if is_valid is not None:
+            is_valid[row] = True
+    return QueryColumn(values, is_valid, choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twins.handover import Pin
 from twins.messages import Connectivity
 from twins.shadow import ShadowDocument
 from twins.simulated import SimulatedFleet
@@ -42,3 +43,8 @@ def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
         "attributes": attributes,
         "connectivity": {**link, "session": None, "version": None},
     }
+
+
+def describe_pin(pin: Pin | None) -> dict[str, Any] | None:
+    """Return the behaviour that a twin has of its own, None where it has none; times are the twin's."""
+    return None if pin is None else {"behavior": pin.behavior, "stepped_at": pin.stepped_s}

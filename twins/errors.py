@@ -7,6 +7,7 @@ TwinError
 │   ├── ShadowNotFound      404
 │   │   └── TwinNotFound    404
 │   ├── VersionConflict     409
+│   │   └── Overtaken       409; it came again after later ones
 │   ├── PayloadTooLarge     413
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
@@ -80,6 +81,12 @@ class VersionConflict(RequestError):
 
     code = 409
     default_message = "Version conflict"
+
+
+class Overtaken(VersionConflict):
+    """The request was delivered again after later ones of its device; it may have been accepted when it came first."""
+
+    default_message = "This request came again after later ones; get the shadow to see what holds"
 
 
 class PayloadTooLarge(RequestError):

@@ -87,7 +87,8 @@ def edge_of(group: Group, fault: Fault, tick: int) -> bool | None:
 
 def write_edge(b: Builder, group: Group, fault: Fault, *, is_back: bool) -> Program:
     """Return the program that cuts off, or connects, all devices of a fault."""
-    mask = write_selection(b, group, fault, b.emit(Op.ROWS))
+    live = b.emit(Op.MANDN, b.emit(Op.ROWS), b.emit(Op.LDM, "held"))
+    mask = write_selection(b, group, fault, live)
     b.do(Op.STM_W, "connected", b.emit(Op.MFILL, int(is_back)), mask)
     b.collect("hit", mask)
     return b.build()

@@ -29,6 +29,8 @@ ROWS: Final = "post.row"
 CODES: Final = "post.code"
 LATENCIES: Final = "post.latency"
 VALID: Final = "post.valid"
+# The column of the tick after that of the newest report that a twin has heard.
+NEWEST: Final = "link.newest"
 BACK: Final = "post.back"
 # A clock is wrong that a time stamp in whole seconds gives away.
 _MISDATED_S: Final = 1.0
@@ -249,7 +251,7 @@ class LinkWriter:
     def note_newest(self, arrives: Register) -> None:
         """Remember of which tick the newest report is that a twin has heard: then an older one is known as such."""
         if self.keeps_order:
-            self.b.do(Op.ST4_KW, "link.newest", lambda moment: moment.tick + 1, arrives)
+            self.b.do(Op.ST4_KW, NEWEST, lambda moment: moment.tick + 1, arrives)
 
     def list_reports(self, sent: Sent, values: Sequence[Register], valid: Register) -> None:
         """List the reports that do not arrive at once, with their values as columns hold them."""
@@ -315,7 +317,7 @@ def post_layout(network: Network | None) -> dict[str, np.dtype[Any]]:
     """Return the columns that a network needs: the tick after that of the newest report, and how many are kept."""
     if network is None:
         return {}
-    layout: dict[str, np.dtype[Any]] = {"link.newest": np.dtype(np.uint32)}
+    layout: dict[str, np.dtype[Any]] = {NEWEST: np.dtype(np.uint32)}
     if network.buffer_count:
         layout["link.kept"] = np.dtype(np.uint16)
     return layout

@@ -35,6 +35,11 @@ class Operation(IntEnum):
     DESCRIBE = 10
     DEFENDER = 11
     ANNOUNCE_DELTA = 12
+    GIVE_BACK = 13
+    PIN = 14
+    UNPIN = 15
+    PIN_STATE = 16
+    PIN_REPORT = 17
 
 
 SHADOW_OPERATION: Final = {
@@ -50,6 +55,7 @@ READ_ONLY: Final = frozenset(
         Operation.SHADOW_LIST,
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
+        Operation.PIN_STATE,
     }
 )
 
@@ -68,6 +74,18 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_direct: bool = False
 
 
+class Places(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where the requests of a batch stand in their broker's order, one place for each (0: none, it never comes again).
+
+    A place is the same when a request is delivered again, and later ones have higher places, as long as `memory` is the
+    same. `doubtful` are positions of requests that come again from a broker that may have forgotten what followed them.
+    """
+
+    memory: int
+    places: list[int]
+    doubtful: list[int] = []
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Requests for one shard in their order; `sequence` counts per `source` and names the batch when it is resent.
 
@@ -77,6 +95,23 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     source: str
     sequence: int
     requests: list[Request]
+    places: Places | None = None
+
+
+def is_succeeded(source: str, known: dict[str, Any]) -> bool:
+    """Tell whether a later start of who bears the name of a source is among the known ones, the last heard last."""
+    if source == next(reversed(known), source):
+        # Nobody was heard after it: as nearly always.
+        return False
+    name, start = _start_of(source)
+    return any(
+        known_name == name and known_start > start for known_name, known_start in map(_start_of, known)
+    )
+
+
+def _start_of(source: str) -> tuple[str, int]:
+    name, _, start = source.rpartition("/")
+    return (name, int(start)) if start.isdecimal() else (source, 0)
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, gc=False):

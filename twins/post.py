@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twins.interpreter import bucket_of
-from twins.link_program import BACK, CODES, LATENCIES, ROWS, VALID, Conditions, Fate, value_list
+from twins.link_program import BACK, CODES, LATENCIES, NEWEST, ROWS, VALID, Conditions, Fate, value_list
 from twins.program import HISTOGRAM_BUCKETS
 from twins.table import PatternRows
 
@@ -42,11 +42,17 @@ class PostCounts:
 
 @dataclass(frozen=True)
 class Now:
-    """A tick, what the links are like in it, and who is connected (by row)."""
+    """A tick, what the links are like in it, and by row who is connected, and who is held by somebody else."""
 
     tick: int
     conditions: Conditions
     connected: NDArray[np.uint8]
+    held: NDArray[np.uint8]
+
+    def is_online(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which devices of the simulation's own are connected."""
+        online: NDArray[np.bool_] = (self.connected[rows] != 0) & (self.held[rows] == 0)
+        return online
 
 
 class Post:
@@ -76,7 +82,7 @@ class Post:
                 ("values", "<u4", (len(table.model.fields),)),
             ]
         )
-        self.newest = columns["link.newest"]
+        self.newest = columns[NEWEST]
         self.attributes = attributes
         self.indices_of = table.indices_at
         self.apply = apply
@@ -107,7 +113,7 @@ class Post:
         is_to_send = (records["state"] & _TO_SEND) != 0
         self._arrive(records[~is_to_send], now, counts)
         again = records[is_to_send]
-        is_online = now.connected[again["row"]] != 0
+        is_online = now.is_online(again["row"])
         # Who is offline tries again later; the message waits in its session.
         self._put(again[~is_online], now.tick + self._resend_ticks(now))
         again = again[is_online]
@@ -133,7 +139,6 @@ class Post:
         back = lists.get(BACK)
         if back is not None and len(back):
             self.sending = np.union1d(self.sending, back)
-        self._flush(now, counts)
 
     def resume(self, connected: NDArray[np.uint8]) -> None:
         """Let everybody who is connected and keeps reports send them from now on."""
@@ -148,11 +153,12 @@ class Post:
         kept = self.shelf.kept
         return len(self.shelf.pull(rows, kept[rows].astype(np.int64)))
 
-    def _flush(self, now: Now, counts: PostCounts) -> None:
+    def flush(self, now: Now, counts: PostCounts) -> None:
+        """Let devices that are back send of what they keep; once a tick, when all have had their turns."""
         if self.shelf is None or not len(self.sending):
             return
         kept = self.shelf.kept
-        self.sending = self.sending[(now.connected[self.sending] != 0) & (kept[self.sending] != 0)]
+        self.sending = self.sending[now.is_online(self.sending) & (kept[self.sending] != 0)]
         rows = self.sending
         records = self.shelf.pull(rows, np.minimum(kept[rows].astype(np.int64), self._room(rows, now)))
         self._send(records, now, counts)
@@ -237,6 +243,10 @@ class Post:
 
     def _arrive(self, records: NDArray[Any], now: Now, counts: PostCounts) -> None:
         """Apply reports to their twins, one after the other where a device has several."""
+        # A twin that somebody else has taken over hears no more of its simulated device.
+        is_held = now.held[records["row"]] != 0
+        counts.lost += int(np.count_nonzero(is_held & (records["state"] & _COPY == 0)))
+        records = records[~is_held]
         order = np.lexsort((records["state"], records["sent"], records["row"]))
         records = records[order]
         is_first = (records["state"] & _COPY) == 0

@@ -5,48 +5,52 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from typing import Any, Final, TypeVar
-
-import msgspec
-import numpy as np
+from typing import Any, Final
 
 from twins.columns import QueryColumn, select_rows
 from twins.defender import Report, answer_report
-from twins.description import describe_connectivity, describe_shadow, describe_simulated
-from twins.errors import InvalidRequest, InvariantError, ModelError, RequestError, TwinNotFound
+from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
+from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
 from twins.messages import (
+    READ_ONLY,
     SHADOW_OPERATION,
     Batch,
     Connectivity,
-    Listening,
     Operation,
     Outcome,
     Publish,
-    Registration,
     Reply,
     Request,
     TickOrder,
     TickSummary,
+    is_succeeded,
 )
 from twins.model import UNTYPED, Group
 from twins.packed import PackedMapping, pack_shadows, unpack_shadows
-from twins.runners import runner
+from twins.payloads import (
+    decode_connectivity,
+    decode_listening,
+    decode_pin,
+    decode_pin_report,
+    decode_registration,
+    decoded,
+    rejection,
+)
+from twins.places import LastPlaces
 from twins.shadow import (
     Announcement,
     ShadowDocument,
     check_simple_request,
-    client_token_of,
     decode_payload,
     encode_json,
     parse_update,
     require_shadow,
 )
-from twins.sharding import BLOCK_SIZE
 from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
+from twins.simulation import Simulation
 from twins.table import NamedRows
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
@@ -65,7 +69,6 @@ _RECENT_DELTAS_MAX: Final = 4096
 # Names of unregistered things that are remembered, a few megabytes: whatever a device sent before it was cut off is
 # heard long before so many others of its shard have gone.
 _UNREGISTERED_MAX: Final = 10_000
-_Decoded = TypeVar("_Decoded")
 _SHADOW_VERB: Final = {operation: verb for verb, operation in SHADOW_OPERATION.items()}
 
 
@@ -75,7 +78,10 @@ class Shard:
     def __init__(self, number: int, count: int) -> None:
         self.number = number
         self.count = count
-        self.fleets: dict[str, SimulatedFleet] = {}
+        self._simulation = Simulation(number, count)
+        self._ticking = self._simulation.ticking
+        self.fleets = self._simulation.fleets
+        self.handover = self._simulation.handover
         self.tables: dict[str, NamedRows] = {}
         self.model_of: dict[str, str] = {}
         self.named_shadows: PackedMapping[str, dict[str, ShadowDocument]] = PackedMapping(
@@ -91,6 +97,9 @@ class Shard:
         self.unregistered: dict[str, None] = {}
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
+        self.last_places = LastPlaces()
+        # What ticks have brought about that devices should hear of; whoever orders the ticks takes it out.
+        self.announcements: list[Publish] = []
         self._unpacked: dict[str, ShadowDocument] = {}
         # Things whose unpacked shadow has changed since it was written into its row.
         self._unwritten: set[str] = set()
@@ -108,11 +117,14 @@ class Shard:
         known = self.last_outcomes.get(batch.source)
         if known is not None and batch.sequence <= known[0]:
             return known[1] if batch.sequence == known[0] else Outcome([], [])
+        if self._ticking.is_busy and any(each.operation not in READ_ONLY for each in batch.requests):
+            self._ticking.finish()
         outcome = Outcome([], [])
         whole_s = int(now_s)
         self._now_s = now_s
-        for request in batch.requests:
-            self._serve(request, whole_s, outcome)
+        late = self.last_places.late(batch.requests, batch.places) if batch.places is not None else ()
+        for position, request in enumerate(batch.requests):
+            self._serve(request, whole_s, outcome, is_late=position in late)
         if batch.source:
             self.last_outcomes.pop(batch.source, None)
             self.last_outcomes[batch.source] = (batch.sequence, outcome)
@@ -126,29 +138,24 @@ class Shard:
         Batches of the earlier start come too late then: what they hold was delivered again to the later one, and may
         have been followed by more.
         """
-        if source == next(reversed(self.last_outcomes), source):
-            # Nobody was heard after it: as nearly always.
-            return False
-        name, start = _start_of(source)
-        return any(
-            known_name == name and known_start > start
-            for known_name, known_start in map(_start_of, self.last_outcomes)
-        )
+        return is_succeeded(source, self.last_outcomes)
 
-    def _serve(self, request: Request, now_s: int, outcome: Outcome) -> None:
+    def _serve(self, request: Request, now_s: int, outcome: Outcome, *, is_late: bool) -> None:
         """Serve one request: the one place where request errors are caught."""
         try:
+            if is_late:
+                raise Overtaken
             if request.thing_name in self.unregistered:
                 _require_caller(request)
-            body: bytes = _HANDLERS[request.operation](self, request, now_s, outcome)
+            body = _HANDLERS[request.operation](self, request, now_s, outcome)
         except RequestError as error:
             if request.operation is Operation.TELEMETRY:
                 self.refused_telemetry_count += 1
-            rejection = _rejection(error, request, now_s)
+            body = rejection(error, request, now_s)
             if request.is_direct:
-                outcome.replies.append(Reply(error.code, rejection))
+                outcome.replies.append(Reply(error.code, body))
             elif request.operation in _SHADOW_VERB:
-                outcome.publishes.append(Publish(f"{_topic(request)}/rejected", rejection))
+                outcome.publishes.append(Publish(f"{_topic(request)}/rejected", body))
             return
         if request.is_direct:
             outcome.replies.append(Reply(200, body))
@@ -186,7 +193,7 @@ class Shard:
 
     def _announce_delta(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
         """Publish again, as they are now, the deltas that a device has begun to listen to after they were published."""
-        listening = _decoded(_decode_listening, request.payload)
+        listening = decoded(decode_listening, request.payload)
         thing_name, first = request.thing_name, len(outcome.publishes)
         for name in ("", *self.named_shadows.get(thing_name, ())):
             topic = delta_topic(thing_name, name)
@@ -234,13 +241,9 @@ class Shard:
 
     def _take_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
         values = decode_payload(request.payload)
-        telemetry = self.telemetry.get(request.thing_name)
-        if telemetry is None:
-            telemetry = ThingTelemetry()
-            telemetry.add(request.name, values, now_s)
-            self.telemetry[request.thing_name] = telemetry
-        else:
-            telemetry.add(request.name, values, now_s)
+        telemetry = self.telemetry.get(request.thing_name) or ThingTelemetry()
+        telemetry.add(request.name, values, now_s)
+        self.telemetry[request.thing_name] = telemetry
         return b""
 
     def _get_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
@@ -255,15 +258,15 @@ class Shard:
         return encode_json({"window_s": WINDOW_S, "timestamp": now_s, "streams": streams})
 
     def _register(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        registration = decoded(decode_registration, request.payload)
         try:
-            registration = msgspec.json.decode(request.payload, type=Registration)
             model = model_named(registration.model)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ModelError) as error:
+        except ModelError as error:
             raise InvalidRequest(str(error)) from None
         thing_name = request.thing_name
         present = self.model_of.get(thing_name)
-        if present is None and self._simulated(thing_name) is not None:
-            raise InvalidRequest(f"{thing_name} is a simulated device")
+        if present is None and self.handover.register(thing_name, registration):
+            return b"{}"
         self.unregistered.pop(thing_name, None)
         if present is not None and present != model.name:
             self._write_row(thing_name)
@@ -284,21 +287,30 @@ class Shard:
             self.unregistered[request.thing_name] = None
             if len(self.unregistered) > _UNREGISTERED_MAX:
                 del self.unregistered[next(iter(self.unregistered))]
-        for kept in (self._unpacked, self.named_shadows, self.telemetry, self.connectivity, self.reports):
+        # A simulated device goes on from here, with the shadows that the real one leaves.
+        shadows = () if self.handover.unregister(request.thing_name) else (self._unpacked, self.named_shadows)
+        if model is not None:
+            self.handover.pins.pop(request.thing_name, None)
+        for kept in (*shadows, self.telemetry, self.connectivity, self.reports):
             kept.pop(request.thing_name, None)
         return b"{}"
 
     def _note_connectivity(self, request: Request, now_s: int, _: Outcome) -> bytes:
         """Note who came or went. The end of a session may be heard after its thing is gone: then there is no twin."""
-        news = _decoded(_decode_connectivity, request.payload)
+        news = decoded(decode_connectivity, request.payload)
         thing_name = request.thing_name
-        if thing_name in self.model_of and news.follows(self.connectivity.get(thing_name)):
+        if self._is_registered(thing_name) and news.follows(self.connectivity.get(thing_name)):
             self.connectivity[thing_name] = news
+            if news.connected:
+                self.handover.connect(thing_name)
         return b"{}"
+
+    def _is_registered(self, thing_name: str) -> bool:
+        return thing_name in self.model_of or thing_name in self.handover.takeovers
 
     def _take_report(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
         thing_name = request.thing_name
-        if thing_name not in self.model_of:
+        if not self._is_registered(thing_name):
             raise TwinNotFound.of(thing_name)
         last = self.reports.get(thing_name)
         answer = answer_report(thing_name, request.payload, style=request.name, last=last, now_s=self._now_s)
@@ -310,18 +322,15 @@ class Shard:
 
     def _describe(self, request: Request, now_s: int, _: Outcome) -> bytes:
         thing_name = request.thing_name
-        model = self.model_of.get(thing_name)
-        found = self._simulated(thing_name) if model is None else None
-        if model is None and found is None:
-            raise TwinNotFound.of(thing_name)
+        model = self._model(thing_name)
+        found = self._simulated(thing_name)
         document: dict[str, Any] = {"thingName": thing_name, "timestamp": now_s}
         if found is not None:
             document |= describe_simulated(*found)
-        else:
-            table = self._table(thing_name)
-            attributes = table.attributes.get(table.row_of[thing_name], {})
-            document |= {"origin": "real", "model": model, "attributes": attributes}
+        if found is None or self.handover.is_real(thing_name):
+            document |= {"origin": "real", "model": model, "attributes": self._attributes(thing_name)}
             document["connectivity"] = describe_connectivity(self.connectivity.get(thing_name))
+        document["pin"] = describe_pin(self.handover.pins.get(thing_name))
         document["shadow"] = describe_shadow(self._document(thing_name, ""), now_s)
         named = self.named_shadows.get(thing_name, {})
         document["namedShadows"] = {
@@ -331,14 +340,70 @@ class Shard:
         document["defender"] = None if report is None else report.describe()
         return encode_json(document)
 
+    def _model(self, thing_name: str) -> str:
+        """Return the model of a twin; TwinNotFound where there is none."""
+        found = self._simulated(thing_name)
+        if found is None and thing_name not in self.model_of:
+            raise TwinNotFound.of(thing_name)
+        return self.model_of[thing_name] if found is None else found[0].group.model.name
+
+    def _attributes(self, thing_name: str) -> dict[str, str]:
+        found = self._simulated(thing_name)
+        if found is not None:
+            own: dict[str, str] = describe_simulated(*found)["attributes"]
+            return {**own, **self.handover.attributes(thing_name)}
+        table = self._table(thing_name)
+        return table.attributes.get(table.row_of[thing_name], {})
+
+    # Other hands
+
+    def _give_back(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        if request.thing_name in self.model_of:
+            text = "is a real thing and has no simulated device's place; there is nothing to give back"
+            raise InvalidRequest(f"{request.thing_name} {text}")
+        self.handover.give_back(request.thing_name)
+        return encode_json({"thingName": request.thing_name, "origin": "simulated"})
+
+    def _pin(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        self._model(request.thing_name)
+        order = decoded(decode_pin, request.payload or b"{}")
+        self.handover.pin(request.thing_name, order)
+        return encode_json({"thingName": request.thing_name, "behavior": order.behavior})
+
+    def _unpin(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        self._model(request.thing_name)
+        document = self._document(request.thing_name, "")
+        self.handover.unpin(request.thing_name, {} if document is None else document.reported)
+        return encode_json({"thingName": request.thing_name})
+
+    def _pin_state(self, request: Request, now_s: int, _: Outcome) -> bytes:
+        thing_name = request.thing_name
+        self._model(thing_name)
+        state = self.handover.state(
+            thing_name,
+            self._document(thing_name, ""),
+            attributes=self._attributes(thing_name),
+            now_s=self._now_s,
+        )
+        return encode_json(state)
+
+    def _take_pin_report(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        """Take in what a behaviour has answered; a simulated device reports in the time of its fleet."""
+        report = decoded(decode_pin_report, request.payload)
+        pin = self.handover.check_report(request.thing_name, report)
+        if report.state:
+            found = self._simulated(request.thing_name)
+            at_s = now_s if found is None else found[0].time_s(found[0].next_tick)
+            update = encode_json({"state": report.state})
+            self._update(Request(Operation.SHADOW_UPDATE, request.thing_name, update), at_s, outcome)
+        self.handover.pins[request.thing_name] = pin
+        return b"{}"
+
     # Where a shadow lives
 
     def _simulated(self, thing_name: str) -> tuple[SimulatedFleet, int] | None:
-        for fleet in self.fleets.values():
-            index = fleet.table.pattern.index(thing_name)
-            if index is not None and (row := fleet.table.row(index)) is not None:
-                return fleet, row
-        return None
+        """Return where a simulated device lives; None for a real thing, unless that has a simulated one's place."""
+        return None if thing_name in self.model_of else self._simulation.find(thing_name)
 
     def _table(self, thing_name: str) -> NamedRows:
         model = self.model_of.setdefault(thing_name, UNTYPED.name)
@@ -353,7 +418,8 @@ class Shard:
         document = self._unpacked.get(thing_name)
         if document is not None:
             return document
-        # A real thing comes first, whether or not it is unpacked, should a fleet be given its name later.
+        # A real thing comes first, should a fleet be given its name later. One that has the place of a simulated one
+        # is not in `model_of`.
         if thing_name not in self.model_of:
             found = self._simulated(thing_name)
             return None if found is None else found[0].table.load(found[1])
@@ -377,6 +443,7 @@ class Shard:
 
     def write_rows(self) -> None:
         """Bring the columns of real things up to date, in place: whoever reads columns calls this first."""
+        self._ticking.finish()
         # In an order of their own: a set's differs from process to process, and with it a snapshot's bytes.
         for thing_name in sorted(self._unwritten):
             self._write_row(thing_name)
@@ -412,49 +479,59 @@ class Shard:
 
     def check_group(self, group: Group) -> None:
         """Raise ModelError if this shard could not create its part of a simulated group."""
-        present = self.fleets.get(group.name)
-        if present is not None:
-            if present.group != group:
-                raise ModelError(f"there is already a group {group.name!r}, and it is another one")
-            return
-        for other in self.fleets.values():
-            if group.pattern.family == other.group.pattern.family:
-                raise ModelError(
-                    f"devices of {group.name!r} would be named like those of group {other.group.name!r}; "
-                    f"give it another thing_name than {group.thing_name!r}"
-                )
-        for thing_name in self.model_of:
-            index = group.pattern.index(thing_name)
-            if index is not None and index < group.count:
-                raise ModelError(
-                    f"group {group.name!r} would have a device {thing_name!r}, which has a twin already"
-                )
+        self._simulation.check(group, self.model_of)
 
     def create_group(self, group: Group) -> None:
         """Create this shard's part of a simulated group; ModelError if another group or thing has its names."""
         self.check_group(group)
-        if group.name not in self.fleets:
-            self.fleets[group.name] = SimulatedFleet(group, self.number, shard_count=self.count)
+        self._simulation.create(group)
 
     def has_work(self, order: TickOrder) -> bool:
-        """Tell whether a tick order concerns this shard; ModelError if it names no group or an impossible fault."""
-        fleet = self._fleet(order.group)
-        fleet.check(order)
-        return fleet.table.count > 0
-
-    def _fleet(self, name: str) -> SimulatedFleet:
-        fleet = self.fleets.get(name)
-        if fleet is None:
-            raise ModelError(f"there is no group {name!r}; groups: {', '.join(self.fleets) or 'none'}")
-        return fleet
+        """Tell whether a tick order concerns this shard; ModelError if it can't be carried out."""
+        return self._simulation.has_work(order)
 
     def delete_group(self, name: str) -> None:
-        """Remove this shard's part of a simulated group, if it is there."""
-        self.fleets.pop(name, None)
+        """Remove this shard's part of a simulated group, if it is there; things registered as its devices stay."""
+        self._ticking.finish()
+        fleet = self.fleets.get(name)
+        if fleet is None:
+            return
+        left = {
+            thing_name: (takeover, self._document(thing_name, ""))
+            for thing_name, takeover in self.handover.leave(fleet).items()
+        }
+        del self.fleets[name]
+        for thing_name, (takeover, document) in left.items():
+            self.model_of[thing_name] = fleet.table.model.name
+            table = self._table(thing_name)
+            row = table.add(thing_name)
+            table.attributes[row] = dict(takeover.attributes)
+            if document is not None:
+                table.store(row, document, None)
 
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
-        return self._fleet(order.group).run(order, runner())
+        self.begin(order)
+        self._ticking.finish()
+        return self.take_summary(order.group) or TickSummary()
+
+    def begin(self, order: TickOrder) -> None:
+        """Take on an order of ticks, to be worked off by `advance`; ModelError, as `tick`."""
+        outcome = Outcome(self.announcements, [])
+        for thing_name, delta in self._simulation.begin(order):
+            self._publish_delta(thing_name, "", delta, outcome)
+
+    def advance(self) -> bool:
+        """Work off a piece of the ticks that have begun; tell whether there are more. Reading is fine in between."""
+        return self._ticking.advance()
+
+    def is_ticking(self, group: str) -> bool:
+        """Tell whether ticks of a group have begun and are not through."""
+        return self._ticking.is_at(group)
+
+    def take_summary(self, group: str) -> TickSummary | None:
+        """Return what has come of a group's ticks since this was asked last; None if there were none."""
+        return self._ticking.take(group)
 
     # Questions
 
@@ -477,16 +554,18 @@ class Shard:
         for fleet in self.fleets.values():
             if fleet.table.count:
                 missing.pop(fleet.table.model.name, None)
-                yield select_rows(fleet, wanted, connectivity={})
+                yield select_rows(
+                    fleet,
+                    wanted,
+                    connectivity=self.connectivity,
+                    taken=self.handover.taken(),
+                )
         for name in missing:
             yield select_rows(_no_rows(name), wanted, connectivity={})
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
-        """Return (name pattern, block, SHA-256) for each block of simulated twins: everything that they consist of."""
-        leaves: list[tuple[str, int, bytes]] = []
-        for fleet in self.fleets.values():
-            leaves.extend(_digest_fleet(fleet))
-        return leaves
+        """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""
+        return self._simulation.digest_leaves()
 
 
 @cache
@@ -495,51 +574,8 @@ def _no_rows(model: str) -> NamedRows:
     return NamedRows(model_named(model))
 
 
-def _digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
-    table = fleet.table
-    named = fleet.arena.columns
-    layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
-    overflow: dict[int, list[Any]] = {}
-    for row in sorted(table.overflow):
-        kept = table.overflow[row]
-        trees = [kept.desired, kept.desired_metadata, kept.reported, kept.reported_metadata]
-        overflow.setdefault(row // BLOCK_SIZE, []).append([table.name(row), trees])
-    under_way = () if fleet.post is None else fleet.post.dump()
-    head = encode_json(
-        [str(table.pattern), fleet.next_tick, [[n, named[n].dtype.str] for n in sorted(named)]]
-    )
-    for position, block in enumerate(table.blocks.tolist()):
-        rows = slice(position * BLOCK_SIZE, min((position + 1) * BLOCK_SIZE, table.count))
-        packed = np.empty(rows.stop - rows.start, layout)
-        for name, column in named.items():
-            packed[name] = column[rows]
-        digest = hashlib.sha256(head)
-        digest.update(packed.tobytes())
-        digest.update(_SORTED_JSON.encode(overflow.get(position, [])))
-        for records in under_way:
-            bounds = np.searchsorted(records["row"], [position * BLOCK_SIZE, (position + 1) * BLOCK_SIZE])
-            part = records[slice(*bounds)].copy()
-            part["row"] %= BLOCK_SIZE
-            digest.update(part.tobytes())
-        yield str(table.pattern), block, digest.digest()
-
-
-def combine_digest(leaves: list[tuple[str, int, bytes]]) -> str:
-    """Return the digest of a fleet, 64 hexadecimal digits, from the leaves of all its shards in any order."""
-    whole = hashlib.sha256()
-    for pattern, block, leaf in sorted(leaves):
-        whole.update(f"{pattern}\0{block}\0".encode())
-        whole.update(leaf)
-    return whole.hexdigest()
-
-
 def _topic(request: Request) -> str:
     return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
-
-
-def _start_of(source: str) -> tuple[str, int]:
-    name, _, start = source.rpartition("/")
-    return (name, int(start)) if start.isdecimal() else (source, 0)
 
 
 def _require_caller(request: Request) -> None:
@@ -551,29 +587,7 @@ def _require_caller(request: Request) -> None:
         raise TwinNotFound.of(request.thing_name)
 
 
-def _rejection(error: RequestError, request: Request, now_s: int) -> bytes:
-    body: dict[str, Any] = {"code": error.code, "message": error.message}
-    # The service leaves the time out where there is no shadow.
-    if error.code != 404:
-        body["timestamp"] = now_s
-    token = client_token_of(request.payload)
-    if token is not None:
-        body["clientToken"] = token
-    return encode_json(body)
-
-
-def _decoded(decode: Callable[[bytes], _Decoded], payload: bytes) -> _Decoded:
-    """Return what a payload of the platform's own holds; InvalidRequest if it is another."""
-    try:
-        return decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(str(error)) from None
-
-
-_decode_connectivity: Final = msgspec.json.Decoder(Connectivity).decode
-_decode_listening: Final = msgspec.json.Decoder(Listening).decode
 _OF_DEVICES: Final = frozenset({*_SHADOW_VERB, Operation.TELEMETRY, Operation.DEFENDER})
-_SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(
     {
@@ -589,6 +603,11 @@ _HANDLERS: Final[tuple[Any, ...]] = tuple(
         Operation.DESCRIBE: Shard._describe,
         Operation.DEFENDER: Shard._take_report,
         Operation.ANNOUNCE_DELTA: Shard._announce_delta,
+        Operation.GIVE_BACK: Shard._give_back,
+        Operation.PIN: Shard._pin,
+        Operation.UNPIN: Shard._unpin,
+        Operation.PIN_STATE: Shard._pin_state,
+        Operation.PIN_REPORT: Shard._take_pin_report,
     }.get(number)  # type: ignore[call-overload]  # an IntEnum's member equals its number
     for number in range(max(Operation) + 1)
 )

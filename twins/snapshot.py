@@ -39,6 +39,11 @@ _ALIGNMENT: Final = 64
 
 def dump_shard(shard: Shard) -> bytes:
     """Return the shard's whole state; the shard goes on as before."""
+    return seal(capture_shard(shard))
+
+
+def capture_shard(shard: Shard) -> list[Any]:
+    """Return copies of all that a shard is, to be made a snapshot by `seal`: this is the quick part of it."""
     shard.write_rows()
     streams: list[Any] = []
     tables = [_table_part(table, streams) for table in shard.tables.values()]
@@ -56,11 +61,18 @@ def dump_shard(shard: Shard) -> bytes:
             shard.connectivity,
             shard.reports,
             list(shard.unregistered),
+            shard.last_places,
+            shard.handover.takeovers,
+            shard.handover.pins,
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
     padding = bytes(-(_first_stream(0) + len(head)) % _ALIGNMENT)
-    parts = [front, head, padding, *streams]
+    return [front, head, padding, *streams]
+
+
+def seal(parts: list[Any]) -> bytes:
+    """Return the snapshot that `capture_shard` has begun; the shard is not needed, and may be in use."""
     checksum = hashlib.sha256()
     for part in parts:
         checksum.update(part)
@@ -77,6 +89,9 @@ def load_shard(data: bytes) -> Shard:
     shard.telemetry.take(head.telemetry)
     shard.connectivity, shard.reports = head.connectivity, head.reports
     shard.unregistered = dict.fromkeys(head.unregistered)
+    shard.last_places = head.places
+    shard.handover.takeovers.update(head.takeovers)
+    shard.handover.pins.update(head.pins)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))
@@ -176,6 +191,7 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         {field: window.number for field, window in fleet.windows.items()},
         fleet.table.overflow.packed(),
         _write_stream(fleet.arena.columns, streams),
+        fleet.held,
         flying,
         kept,
     )
@@ -188,6 +204,8 @@ def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedF
     for field, number in part.window_numbers.items():
         fleet.windows[field].number = number
     fleet.table.overflow.take(part.overflow)
+    for row, bits in part.held.items():
+        fleet.hold(row, bits)
     if fleet.post is not None:
         fleet.post.load(part.flying, part.kept, fleet.connected)
     return fleet

@@ -11,10 +11,12 @@ from typing import Final
 import msgspec
 
 from twins.defender import Report
+from twins.handover import Pin, Takeover
 from twins.messages import Connectivity, GroupOrder, Outcome
+from twins.places import LastPlaces
 
-# Version 5 has what is under way between devices and twins; what was written before a release is not read any more.
-FORMAT_VERSION: Final = 5
+# Version 4 has the columns of block programs; what was written before the first release is not read any more.
+FORMAT_VERSION: Final = 4
 
 
 class TablePart(msgspec.Struct, frozen=True):
@@ -28,9 +30,9 @@ class TablePart(msgspec.Struct, frozen=True):
 
 
 class FleetPart(msgspec.Struct, frozen=True):
-    """A simulated fleet; `window_numbers` are the present buckets of its windows.
+    """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row.
 
-    `overflow` is JSON by row, `flying` and `kept` are the records of its `post`.
+    `held` says what rows are held for, `flying` and `kept` are the records of its `post`.
     """
 
     order: GroupOrder
@@ -39,6 +41,7 @@ class FleetPart(msgspec.Struct, frozen=True):
     window_numbers: dict[str, int]
     overflow: dict[int, bytes]
     stream_bytes: int
+    held: dict[int, int] = {}
     flying: bytes = b""
     kept: bytes = b""
 
@@ -57,6 +60,10 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
+    # A snapshot from before there were places has none, which is what it stands for.
+    places: LastPlaces = msgspec.field(default_factory=LastPlaces)
+    takeovers: dict[str, Takeover] = {}
+    pins: dict[str, Pin] = {}
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode

@@ -21,7 +21,7 @@ _SENT_COUNT: Final = 1000
 # One round trip through a large store may take longer than an answer usually does, but not a minute.
 _ANSWER_TIMEOUT_S: Final = 60.0
 # Which actor on which node serves what: a restored platform has other ones, and begins anew.
-_LEFT_OUT: Final = frozenset({b"twinfleet:placement"})
+_LEFT_OUT: Final = frozenset({b"twinfleet:placement", b"twinfleet:placement:notes"})
 
 
 def client_of(url: str) -> redis.Redis:

@@ -52,6 +52,7 @@ from actors.registry.things import ADDITION_COUNT_MAX, Addition, thing_certifica
 from actors.wall_clock import WallClock
 from twins.errors import ModelError
 from twins.messages import Operation, Registration, Reply, Request
+from twins.model import UNTYPED
 from twins.shipped import MODELS
 
 # What one device of many may be refused with, while the others come into being.
@@ -127,8 +128,8 @@ class DeviceOffice:
     ) -> Enrolment:
         """Return a new device's thing and certificate, good for connecting at once.
 
-        OperatorError or ModelError if it may not be; ThingExists if the name is taken by anybody, also by a
-        simulated device.
+        OperatorError or ModelError if it may not be; ThingExists if the name is taken. The name of a simulated device
+        may be had: the real one takes its place, and must be of its model.
         """
         (outcome,) = await self.create_all([Wanted(description, csr_pem)], by=by)
         if not isinstance(outcome, Enrolment):
@@ -150,6 +151,11 @@ class DeviceOffice:
             try:
                 known = await self._registry.things.get(description.name)
             except ThingNotFound:
+                # Who comes with a claim alone takes nobody's place: that is for operators to allow.
+                owner = simulated_in(description.name, await self._registry.fleets.all())
+                if owner is not None:
+                    reason = f"is a simulated device of fleet {owner.group.name!r}; choose another name"
+                    raise ThingExists(description.name, reason) from None
                 (outcome,) = await self._create(self._drafts([Wanted(description)]), by)
                 if not isinstance(outcome, Enrolment):
                     raise outcome from None
@@ -312,9 +318,7 @@ class DeviceOffice:
             if not draft.is_open:
                 continue
             owner = simulated_in(draft.name, fleets)
-            if owner is not None:
-                reason = f"is a simulated device of fleet {owner.group.name!r}; choose another name"
-                draft.outcome = ThingExists(draft.name, reason)
+            if owner is not None and not draft.takes_over(owner):
                 continue
             thing = draft.record
             place = (thing.thing_type, tuple(thing.groups))
@@ -386,6 +390,16 @@ class _Draft:
     def record(self) -> ThingRecord:
         assert self.thing is not None
         return self.thing
+
+    def takes_over(self, fleet: FleetRecord) -> bool:
+        """Give the thing the model of the simulated device whose place it takes; False, refused, if it has another."""
+        model = fleet.group.model
+        if self.record.model not in (model, UNTYPED.name):
+            reason = f"is a simulated {model} of fleet {fleet.group.name!r}; create it with that model"
+            self.outcome = ThingExists(self.name, reason)
+            return False
+        self.thing = msgspec.structs.replace(self.record, model=model)
+        return True
 
     def settled(self) -> Enrolment | Refusal:
         assert self.outcome is not None

@@ -130,6 +130,12 @@ def _twin_routes(fleet: Fleet) -> APIRouter:
     async def get_telemetry(thing: str) -> Response:
         return await ask(fleet, Operation.TELEMETRY_GET, thing)
 
+    @router.post(
+        "/v1/twins/{thing}/give-back", summary="Give a simulated device's row back to the simulation"
+    )
+    async def give_back(thing: str) -> Response:
+        return await ask(fleet, Operation.GIVE_BACK, thing)
+
     return router
 
 

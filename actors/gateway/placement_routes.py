@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from actors.gateway.authentication import caller_of
 from actors.gateway.problems import document
-from actors.placement import Placement, PlacementStore
+from actors.placement import Change, Placement, PlacementStore
 
 
 class MoveRequest(BaseModel):
@@ -25,24 +27,28 @@ def placement_routes(store: PlacementStore) -> APIRouter:
     """Return the routes below /v1/cluster/placement; what they change is answered with 202 and takes a moment."""
     router = APIRouter(prefix="/v1/cluster/placement", tags=["cluster"])
 
-    async def change(how: Callable[[Placement], Placement]) -> Response:
-        return document(_view(await asyncio.to_thread(store.change, how)), status=202)
+    async def change(
+        how: Callable[[Placement], Placement], request: Request, action: str, subject: str
+    ) -> Response:
+        told = Change(f"placement.{action}", subject, by=caller_of(request).name)
+        return document(_view(await asyncio.to_thread(store.change, how, told)), status=202)
 
     @router.get("", summary="Tell which shard actor on which node serves each shard")
     async def get_placement() -> Response:
         return document(_view(await asyncio.to_thread(store.read)))
 
     @router.post("/shards/{shard}", summary="Move a shard")
-    async def move_shard(shard: int, body: MoveRequest) -> Response:
-        return await change(lambda placement: placement.moved_to(shard, body.target))
+    async def move_shard(shard: int, body: MoveRequest, request: Request) -> Response:
+        wanted = partial(Placement.moved_to, shard=shard, target=body.target)
+        return await change(wanted, request, "move", f"shard {shard} to {body.target}")
 
     @router.post("/drained/{node}", summary="Move all shards off a node, and keep them off")
-    async def drain_node(node: str) -> Response:
-        return await change(lambda placement: placement.without(node))
+    async def drain_node(node: str, request: Request) -> Response:
+        return await change(partial(Placement.without, node=node), request, "drain", node)
 
     @router.delete("/drained/{node}", summary="Give a drained node its share of the shards again")
-    async def fill_node(node: str) -> Response:
-        return await change(lambda placement: placement.again_with(node))
+    async def fill_node(node: str, request: Request) -> Response:
+        return await change(partial(Placement.again_with, node=node), request, "fill", node)
 
     return router
 

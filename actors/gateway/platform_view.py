@@ -9,6 +9,7 @@ from typing import Protocol
 from actors.gateway.messaging import Messaging
 from actors.metrics import ProcessStatus
 from actors.settings import MqttsEndpoint, UrlEndpoint
+from actors.supervisor import PINNED_ROLE
 from twins.messages import Publish
 
 
@@ -25,12 +26,12 @@ class Readiness:
 
     @classmethod
     def of(cls, processes: Iterable[ProcessStatus]) -> Readiness:
-        """Return whether every one of the platform's processes does its work."""
+        """Return whether every one of the platform's processes does its work; what operators have pinned is not its."""
         return cls(
             tuple(
                 f"{process.role} {process.pid or ''}".rstrip() + f": {process.reason}"
                 for process in processes
-                if process.state != "ready"
+                if process.state != "ready" and process.role != PINNED_ROLE
             )
         )
 

@@ -29,6 +29,7 @@ _SHARED: Final = (
 # Paths that everybody may read and that nobody below an admin changes.
 _READABLE: Final = (
     "/v1/cluster",
+    "/v1/pins",
     "/openapi.json",
     "/api/things/shadow",
     "/retainedMessage",

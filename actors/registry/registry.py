@@ -6,6 +6,7 @@ from actors.registry.access_keys import AccessKeys
 from actors.registry.certificates import Certificates
 from actors.registry.fleets import Fleets
 from actors.registry.groups import ThingGroups
+from actors.registry.placement_notes import PlacementNotes
 from actors.registry.store import RegistryStore
 from actors.registry.templates import Templates, Tokens
 from actors.registry.things import Things
@@ -26,6 +27,7 @@ class Registry:
         self.access_keys = AccessKeys(store)
         self.templates = Templates(store)
         self.tokens = Tokens(store)
+        self.placement_notes = PlacementNotes(store)
 
     @classmethod
     async def open(

@@ -8,7 +8,8 @@ and from then on Redis refuses the changes of an older writer. What a record mea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -16,7 +17,11 @@ import msgspec
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - the client's name for it
+    RedisError,
+    ResponseError,
+)
 
 from actors.errors import StoreError
 from actors.store_errors import is_fenced, store_error
@@ -72,8 +77,9 @@ class RegistryStore:
             decode_responses=True,
             socket_timeout=_ANSWER_TIMEOUT_S,
             socket_connect_timeout=_ANSWER_TIMEOUT_S,
-            # A change that Redis made before the connection broke must not be made a second time.
-            retry=Retry(NoBackoff(), 0),
+            # A kept connection may be one to a Redis that has ended since: nobody need hear of that. Of a change that
+            # was made before its connection broke, the stream tells that it stands (see `change`).
+            retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         )
         registry = cls(client, clock, prefix=prefix)
         if is_writer:
@@ -107,7 +113,9 @@ class RegistryStore:
         self._epoch = int(str(newest[0][0]).partition("-")[0]) + 1 if newest else 1
         # Older records get their indexes when they are opened; new ones have them from the first.
         commands = [["SET", self.key("layout"), LAYOUT]] if self._epoch == 1 else []
-        await self.change("registry.open", "", commands, by="platform")
+        # Of two that begin the same epoch, each must know whose entry stands.
+        told = {"by": "platform", "action": "registry.open", "subject": "", "writer": secrets.token_hex(8)}
+        await self.append(told, commands)
 
     async def change(
         self,
@@ -119,16 +127,37 @@ class RegistryStore:
         by: str,
     ) -> int:
         """Commit one change; return 0, or the number (from 1) of the condition that does not hold."""
+        return await self.append({"by": by, "action": action, "subject": subject}, commands, conditions)
+
+    async def append(
+        self,
+        entry: Mapping[str, str],
+        commands: Sequence[Sequence[str]],
+        conditions: Sequence[tuple[str, str]] = (),
+    ) -> int:
+        """Commit one change with what the stream is to tell of it, by field; see `change`."""
         if self._epoch == 0:
             raise InvariantError("the registry was opened for reading only")
-        at = f"{self._clock.now_s():.3f}"
-        fields = ["at", at, "by", by, "action", action, "subject", subject]
+        told = {"at": f"{self._clock.now_s():.3f}", **entry}
+        fields = [text for pair in told.items() for text in pair]
         parts = [msgspec.json.encode(part).decode() for part in (fields, conditions, commands)]
         async with self._turn:
             entry_id = f"{self._epoch}-{self._sequence}"
             self._sequence += 1
             with store_errors():
-                return int(await self._commit(keys=[self._stream], args=[entry_id, *parts]))
+                try:
+                    outcome = int(await self._commit(keys=[self._stream], args=[entry_id, *parts]))
+                except ResponseError as error:
+                    if is_fenced(error) and await self._stands(entry_id, told):
+                        return 0
+                    raise
+                # Refused the second time, perhaps, because it was made the first time.
+                return 0 if outcome and await self._stands(entry_id, told) else outcome
+
+    async def _stands(self, entry_id: str, told: Mapping[str, str]) -> bool:
+        """Tell whether an entry of the stream is the one that this process has tried to append."""
+        found: Any = await self._client.xrange(self._stream, min=entry_id, max=entry_id)
+        return [fields for _, fields in found] == [told]
 
     async def read(self, key: str, kind: type[_Record]) -> _Record | None:
         """Return the record under a key, None if there is none."""

@@ -10,7 +10,7 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "recovery", "journal")
+NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "turns", "recovery", "journal")
 
 
 def main() -> None:

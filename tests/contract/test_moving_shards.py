@@ -19,7 +19,7 @@ import ray
 
 from actors.errors import PlacementError, ShardNotHere
 from actors.fleet import LocalFleet
-from actors.placement import HEAD_NODE, PlacementStore
+from actors.placement import HEAD_NODE, Change, PlacementStore
 from actors.ray_fleet import RayFleet, RayTwin, find_fleet
 from actors.shard_mover import Placer
 from tests.contract.conftest import START_S
@@ -189,7 +189,8 @@ async def test_a_node_that_is_cut_off_in_the_middle_of_a_move_holds_up_nobody(
         # Nobody has ever heard of the cellar.
         cellar = {here: HEAD_NODE, there: "cellar"}
         placements.change(
-            lambda placement: msgspec.structs.replace(placement, nodes=cellar).without(HEAD_NODE)
+            lambda placement: msgspec.structs.replace(placement, nodes=cellar).without(HEAD_NODE),
+            Change("placement.drain", HEAD_NODE),
         )
         pid = (await fleet.status(fleet.lane_of(fleet.placement.shards_of(there)[0]))).pid
         os.kill(pid, signal.SIGSTOP)

@@ -13,6 +13,7 @@ from gmqtt import Client
 
 from actors import mqtt_bridge
 from actors.mqtt_bridge import BrokerConnection, MqttBridge
+from actors.mqtt_taken import TakenMessages
 from actors.pki import generate_key_and_csr
 from tests.integration.running_broker import DEADLINE_S, Site
 from twins.messages import Batch, Outcome, Publish, Request
@@ -84,8 +85,11 @@ async def until(is_true: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def bridge(connection: BrokerConnection, lanes: mqtt_bridge.Lanes) -> AsyncIterator[MqttBridge]:
-    served = MqttBridge(connection, lanes, source=f"{connection.client_id}/{next(_CLIENT_IDS)}")
+async def bridge(
+    connection: BrokerConnection, lanes: mqtt_bridge.Lanes, *, taken: TakenMessages | None = None
+) -> AsyncIterator[MqttBridge]:
+    source = f"{connection.client_id}/{next(_CLIENT_IDS)}"
+    served = MqttBridge(connection, lanes, source=source, taken=taken)
     await served.start()
     try:
         yield served

@@ -155,19 +155,24 @@ def test_a_platform_restored_from_a_backup_serves_everything(
             assert registered(api) == known
             config = api.get(f"/things/{DEVICE}/shadow", params={"name": "config"}).json()
             assert config["state"]["desired"] == {"mode": "eco"}
-        data = boto3_client("iot-data", again.endpoints.api.url, key)
-        assert data.get_retained_message(topic=RETAINED)["payload"] == b'{"on":true}'
-        data.update_thing_shadow(thingName=DEVICE, payload=b'{"state":{"desired":{"number":0}}}')
-        assert shadow(again, DEVICE)["version"] == document["version"] + 1
-        device = RawClient.of(
-            again.endpoints.mqtts.port,
-            files / "ca.pem",
-            certificate=files / f"{DEVICE}.pem",
-            key=files / f"{DEVICE}.key",
-        )
-        prefix = f"$aws/things/{DEVICE}/shadow"
-        with device.session(Connect()) as session:
-            session.subscribe(f"{prefix}/get/accepted")
-            session.publish(f"{prefix}/get", b"")
-            answered = session.next_message()
-        assert json.loads(answered.payload)["version"] == document["version"] + 1
+        expect_served(again, files, key, version=document["version"])
+
+
+def expect_served(platform: RunningPlatform, files: Path, key: Any, *, version: int) -> None:
+    """Let an operator by the key, and the device by its certificate, do something to a shadow of that version."""
+    data = boto3_client("iot-data", platform.endpoints.api.url, key)
+    assert data.get_retained_message(topic=RETAINED)["payload"] == b'{"on":true}'
+    data.update_thing_shadow(thingName=DEVICE, payload=b'{"state":{"desired":{"number":0}}}')
+    assert shadow(platform, DEVICE)["version"] == version + 1
+    device = RawClient.of(
+        platform.endpoints.mqtts.port,
+        files / "ca.pem",
+        certificate=files / f"{DEVICE}.pem",
+        key=files / f"{DEVICE}.key",
+    )
+    prefix = f"$aws/things/{DEVICE}/shadow"
+    with device.session(Connect()) as session:
+        session.subscribe(f"{prefix}/get/accepted")
+        session.publish(f"{prefix}/get", b"")
+        answered = session.next_message()
+    assert json.loads(answered.payload)["version"] == version + 1

@@ -235,12 +235,13 @@ async def test_what_may_not_be_is_refused_by_its_name(
     assert told in refused[2]
 
 
-async def test_names_of_simulated_devices_are_taken(gateway: Gateway, iot: Iot) -> None:
+async def test_a_thing_takes_the_place_of_a_simulated_device(gateway: Gateway, iot: Iot) -> None:
     async with gateway.client() as http:
         order = {"name": "hall", "model": "thermostat", "count": 10}
         assert (await http.post("/v1/fleets", json=order)).status_code == 201
-    code, _, text = await iot.refused("create_thing", thingName="hall-000003")
-    assert (code, "simulated" in text) == ("ResourceAlreadyExistsException", True)
+        await iot("create_thing", thingName="hall-000003")
+        twin = (await http.get("/v1/twins/hall-000003")).json()
+    assert (twin["origin"], twin["model"]) == ("real", "thermostat")
 
 
 async def test_principals_of_a_thing_and_things_of_a_principal_are_told(gateway: Gateway, iot: Iot) -> None:

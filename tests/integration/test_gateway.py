@@ -383,14 +383,30 @@ async def test_names_of_devices_and_fleets_do_not_collide(client: httpx.AsyncCli
     order = {"name": "hall", "model": "thermostat", "count": 10}
     assert (await client.post("/v1/fleets", json=order)).status_code == 201
     assert_problem(await client.post("/v1/fleets", json=order), 409, "ConflictException")
-    refused = await client.post("/v1/things", json=thing_body("hall-000009"))
-    assert "simulated" in assert_problem(refused, 409, "ConflictException")["detail"]
     simulated = await client.delete("/v1/things/hall-000009")
     assert "fleet 'hall'" in assert_problem(simulated, 409, "ConflictException")["detail"]
     assert (await client.post("/v1/things", json=thing_body("hall-000010"))).status_code == 201
     assert (await client.post("/v1/things", json=thing_body("yard-000003"))).status_code == 201
     taken = await client.post("/v1/fleets", json=order | {"name": "yard"})
     assert "yard-000003" in assert_problem(taken, 409, "ConflictException")["detail"]
+
+
+async def test_a_real_device_takes_a_simulated_ones_place_and_gives_it_back(
+    client: httpx.AsyncClient,
+) -> None:
+    order = {"name": "hall", "model": "thermostat", "count": 10}
+    assert (await client.post("/v1/fleets", json=order)).status_code == 201
+    refused = await client.post("/v1/twins/hall-000009/give-back")
+    assert "not taken over" in assert_problem(refused, 400, "InvalidRequestException")["detail"]
+    assert (await client.post("/v1/things", json=thing_body("hall-000009"))).status_code == 201
+    assert (await client.get("/v1/things/hall-000009")).json()["origin"] == "real"
+    assert (await client.get("/v1/twins/hall-000009")).json()["origin"] == "real"
+    assert (await client.post("/v1/twins/hall-000009/give-back")).status_code == 200
+    assert (await client.get("/v1/twins/hall-000009")).json()["origin"] == "simulated"
+    assert (await client.delete("/v1/things/hall-000009")).status_code == 200
+    assert (await client.get("/v1/things/hall-000009")).json()["origin"] == "simulated"
+    missing = await client.post("/v1/twins/nobody/give-back")
+    assert_problem(missing, 404, "ResourceNotFoundException")
 
 
 @pytest.mark.parametrize(

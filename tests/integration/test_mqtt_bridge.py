@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from gmqtt import Client, Message
 from gmqtt.mqtt.package import PublishPacket
 
 from actors import mqtt_bridge, mqtt_link, mqtt_session
+from actors.broker import broker_start
 from actors.errors import BrokerError, SettingsError, ShardUnavailable, StoreError
 from actors.mqtt_bridge import PAYLOAD_BYTES_MAX, BrokerConnection, MqttBridge
 from actors.mqtt_link import LinkEvents, MqttLink, encode_publish
+from actors.mqtt_taken import TakenMessages
 from actors.pki import generate_key_and_csr
 from actors.processes import free_port
 from tests.integration.bridge_stage import (
@@ -443,6 +446,37 @@ async def test_a_broker_killed_and_started_again_costs_no_request_and_gets_no_ac
             await until(lambda: served.statistics().acknowledged_count == (11 if is_session_kept else 5))
         assert served.statistics().reconnect_count == 1
     assert desk.payloads("sensor-a") == [b"first", *before, *unsaved, *after]
+
+
+async def test_what_a_killed_broker_has_forgotten_is_known_to_the_next_bridge(own_site: Site) -> None:
+    home, connection = own_site.directory.mosquitto, own_site.connection()
+    database = home / "mosquitto.db"
+    switched = [b'{"on":true}', b'{"on":false}']
+    desk = Desk()
+    with closing(TakenMessages.open(home / "taken", broker_start=partial(broker_start, home))) as taken:
+        async with bridge(connection, desk, taken=taken) as served:
+            await until(lambda: not served.statistics().is_catching_up)
+            desk.close()
+            async with device(own_site, "sensor-a") as sender:
+                await sender.telemetry(*switched)
+                # As the broker had saved it before it heard any acknowledgement.
+                await until(lambda: all(each in saved_messages(own_site) for each in switched))
+                saved = saved_messages(own_site)
+                desk.open()
+                await sender.telemetry(b"unsaved")
+                await until(lambda: served.statistics().acknowledged_count == 3)
+            own_site.kill_broker()
+    database.write_bytes(saved)
+    own_site.broker.spawn()
+    await asyncio.to_thread(own_site.broker.wait_until_ready)
+    async with device(own_site, "sensor-a") as sender:
+        # It gets packet ids that were in use before, and what it brings waits for a bridge.
+        await sender.telemetry(b"unsaved", b"new")
+    with closing(TakenMessages.open(home / "taken", broker_start=partial(broker_start, home))) as taken:
+        async with bridge(connection, desk, taken=taken) as served:
+            await until(lambda: desk.payloads("sensor-a")[-1:] == [b"new"])
+            assert served.statistics().repeated_count == 2
+    assert desk.payloads("sensor-a") == [*switched, b"unsaved", b"unsaved", b"new"]
 
 
 async def test_a_silent_link_is_given_up_and_replaced(site: Site) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from actors import mqtt_events
 from actors.broker import AccessList, broker_log_file, end_session, events_listener, write_acl
 from actors.broker_log import (
     BrokerEvent,
@@ -33,23 +34,11 @@ from actors.mqtt_link import BrokerConnection
 from actors.pki import generate_key_and_csr
 from actors.wall_clock import WallClock
 from tests.integration.raw_mqtt import DISCONNECT, Connect, RawClient, RawSession, field, packet
-from tests.integration.running_broker import DEADLINE_S, Site, running_site
-from twins.messages import Publish
+from tests.integration.running_broker import DEADLINE_S, Site
+from twins.messages import Delivery, Publish
 
 # A topic that the session may read and write, as those of claims.
 TOPIC = "$aws/certificates/create/json"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with running_site(tmp_path_factory.mktemp("site")) as made:
-        yield made
-
-
-@pytest.fixture
-def own_site(tmp_path: Path) -> Iterator[Site]:
-    with running_site(tmp_path / "site") as made:
-        yield made
 
 
 class Witness(EventConsumer):
@@ -400,3 +389,26 @@ async def test_devices_hear_nothing_of_the_brokers_log(site: Site, tmp_path: Pat
     async with session(site, witness):
         assert await asyncio.to_thread(listen) == []
         await until(lambda: witness.of("lamp"))
+
+
+async def test_what_the_broker_hands_over_beyond_what_may_wait_is_told_later_in_order(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_events, "HELD_BYTES_MAX", 3000)
+    witness, gate = Witness(), asyncio.Event()
+    numbers = [b"%d" % number for number in range(30)]
+
+    class Turnstile(EventConsumer):
+        async def on_message(self, topic: str, payload: bytes) -> None:
+            assert opened._held_bytes <= 3000
+            await gate.wait()
+
+    async with session(site, witness, Turnstile()) as opened:
+        await opened.publish([Publish(TOPIC, number) for number in numbers])
+        await until(lambda: opened.overrun_count)
+        # Nobody keeps them for anybody: at QoS 0 they come once.
+        await opened.publish([Publish(TOPIC, b"once", Delivery(qos=0))])
+        await until(lambda: opened.dropped_count == 1)
+        gate.set()
+        await until(lambda: numbers[-1] in witness.told)
+    assert [each for each in witness.told if isinstance(each, bytes)] == numbers

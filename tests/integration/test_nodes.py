@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.integration.running_platform import (
     START_TIMEOUT_S,
@@ -170,7 +171,28 @@ def test_nodes_join_are_drained_die_and_leave_and_nothing_accepted_is_lost(tmp_p
         for node in (attic, cellar):
             node.expect_nothing_left()
         assert {thing: platform.version_of(thing) for thing in THINGS} == operator.accepted
+        expect_audited(platform)
         refuse_wrong_nodes(platform, tmp_path)
+
+
+def expect_audited(platform: RunningPlatform) -> None:
+    """Return when the audit log tells what operators and the platform have done to the placement."""
+    expected = [
+        ("platform", "placement.join", "attic"),
+        ("operator", "placement.drain", "attic"),
+        ("operator", "placement.fill", "attic"),
+        ("platform", "placement.lost", "cellar"),
+        ("platform", "placement.leave", "attic"),
+    ]
+
+    def told() -> list[tuple[str, str, str]]:
+        with redis.Redis.from_url(platform.endpoints.redis.url, decode_responses=True) as client:
+            entries: Any = client.xrange("twinfleet:registry")
+        found = [(fields["by"], fields["action"], fields["subject"]) for _, fields in entries]
+        assert all(fields["result"] for _, fields in entries if fields["action"].startswith("placement."))
+        return [each for each in dict.fromkeys(found) if each in expected]
+
+    until(lambda: told() == expected, "the audit log has every change of the placement")
 
 
 def refuse_wrong_nodes(platform: RunningPlatform, tmp_path: Path) -> None:

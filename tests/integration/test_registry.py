@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -451,6 +452,43 @@ async def test_what_was_registered_outlives_the_store(
     finally:
         await registry.close()
         store.stop()
+
+
+@pytest.mark.parametrize("does_change", [False, True])
+async def test_nobody_hears_that_a_kept_connection_was_to_a_store_that_has_ended(
+    tmp_path: Path, authority: CertificateAuthority, *, does_change: bool
+) -> None:
+    store = start_store(tmp_path)
+    registry = await Registry.open(store.url, VirtualClock(NOW_S))
+    try:
+        await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+        os.kill(store.pid, signal.SIGKILL)
+        store.stop()
+        store.start()
+        if does_change:
+            await registry.things.add(thing_named("bell"), certificate_for(authority, "bell"))
+        assert (await registry.things.get("lamp")).name == "lamp"
+    finally:
+        await registry.close()
+        store.stop()
+
+
+async def test_a_change_that_was_made_before_its_connection_broke_is_made_once(
+    registry: Registry, authority: CertificateAuthority, store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit: Any = registry._store._commit
+
+    async def commit_twice(**arguments: Any) -> Any:
+        await commit(**arguments)
+        return await commit(**arguments)
+
+    monkeypatch.setattr(registry._store, "_commit", commit_twice)
+    await registry.things.add(thing_named("lamp"), certificate_for(authority, "lamp"))
+    assert await registry.things.count() == 1
+    # What somebody else has appended under that number is not taken for it.
+    registry._store._sequence = 0
+    with pytest.raises(StoreError, match="another process"):
+        await registry.things.add(thing_named("bell"), certificate_for(authority, "bell"))
 
 
 async def test_a_full_store_refuses_changes_whole(

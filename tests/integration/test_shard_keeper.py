@@ -302,6 +302,31 @@ def test_a_shard_is_served_when_the_lease_of_its_former_host_is_over(
     assert reported(third, "lamp") == {"x": 1}
 
 
+@pytest.mark.parametrize("has_served", [False, True])
+def test_who_follows_a_host_that_is_gone_waits_for_the_one_before_if_that_had_to(
+    store: RedisServer, tmp_path: Path, *, has_served: bool
+) -> None:
+    first = Host(store, tmp_path)
+    first.submit(update("lamp", {"x": 1}))
+    second = Host(store, tmp_path, is_predecessor_gone=False)
+    if has_served:
+        second.now_s += LEASE_S
+        reported(second, "lamp")
+    third = Host(store, tmp_path, is_predecessor_gone=True)
+    if not has_served:
+        # It has not asked since.
+        assert reported(first, "lamp") == {"x": 1}
+        with pytest.raises(ShardUnavailable, match="former host"):
+            reported(third, "lamp")
+        third.now_s += LEASE_S
+    assert reported(third, "lamp") == {"x": 1}
+    # One that has let go of a shard says itself that nobody else has it.
+    assert third.host.release_shards([0]) == [0]
+    fourth = Host(store, tmp_path, shards=())
+    fourth.host.open_shards(msgspec.msgpack.encode(ShardOrder((0,), True)))
+    assert reported(fourth, "lamp") == {"x": 1}
+
+
 def test_a_host_that_lets_go_of_a_shard_says_whether_anybody_may_still_serve_it(
     store: RedisServer, tmp_path: Path
 ) -> None:

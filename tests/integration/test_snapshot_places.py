@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from actors.actor_settings import HostSettings
-from actors.errors import LocationError, StoreError
+from actors.errors import LocationError, SnapshotsUnreadable, StoreError
 from actors.journal import Journal
 from actors.processes import wait_until
 from actors.shard_actor import ShardHost
@@ -167,6 +167,31 @@ def test_an_object_that_is_half_there_is_left_out(store: RedisServer, s3: S3Serv
     assert found is not None
     assert found[1] == "1-1"
     assert s3.names("snapshots") == [name]
+
+
+def test_a_first_snapshot_that_is_damaged_is_done_without_while_the_journal_is_whole(
+    store: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    location = tmp_path / "snapshots"
+    host = Host(store, str(location), tmp_path / "log", journal_bytes_max=NOTHING_DUE)
+    for number in range(3):
+        body = b'{"state":{"reported":{"x":%d}}}' % number
+        host.submit(Request(Operation.SHADOW_UPDATE, "lamp", body))
+    host.host.close()
+    (file,) = location.glob("shard-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    again = Host(store, str(location), tmp_path / "log", journal_bytes_max=NOTHING_DUE)
+    assert again.host.shadow("lamp")["state"]["reported"] == {"x": 2}
+    assert "shard 0 is read from its whole journal" in caplog.text
+    assert not file.exists()
+    again.host.close()
+    # With a part of the journal gone there is no doing without.
+    (file,) = location.glob("shard-*")
+    file.write_bytes(b"")
+    redis.Redis.from_url(store.url).xtrim("twinfleet:journal:0", minid="1-2", approximate=False)
+    with pytest.raises(SnapshotsUnreadable, match="no snapshot of shard 0 can be read"):
+        Host(store, str(location), tmp_path / "log", journal_bytes_max=NOTHING_DUE)
+    assert file.exists()
 
 
 def test_a_bucket_that_is_not_there_is_refused_at_once(s3: S3Server) -> None:

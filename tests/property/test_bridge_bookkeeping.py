@@ -437,6 +437,39 @@ def test_what_is_dropped_behind_a_lost_link_is_not_overtaken_by_what_came_after_
     machine.teardown()
 
 
+@pytest.mark.parametrize("is_first_word_heard", [True, False])
+def test_what_a_broker_took_in_after_its_start_is_new_though_it_looks_like_what_it_has_forgotten(
+    is_first_word_heard: bool,
+) -> None:
+    machine = BridgeMachine()
+    machine.was_forgotten = True
+    broker, shards = machine.broker, machine.shards
+    switched = [Message("telemetry/lamp/s", b'{"on":%b}' % word, 1) for word in (b"true", b"false")]
+
+    def switch(message: Message) -> None:
+        machine.run(in_loop(partial(broker.send, message)))
+        machine.turn()
+        machine.answer(lane=shard_of("lamp", SHARD_COUNT) % LANE_COUNT, fails=False)
+
+    for message in switched:
+        switch(message)
+    # The marker had the first packet id.
+    assert (broker._packet_id, broker.unacknowledged) == (3, {})
+    # Killed, it remembers the session as it was before all that, and gives its packet ids again.
+    broker._packet_id = 0
+    if is_first_word_heard:
+        broker.stored.append(Message(mqtt_bridge.STARTED_TOPIC, b"mosquitto", 1))
+    else:
+        broker._packet_id = 1
+    broker.stored.append(switched[0])
+    machine.cut(finds_back=True)
+    machine.answer(lane=shard_of("lamp", SHARD_COUNT) % LANE_COUNT, fails=False)
+    found = [each.payload for each in shards.carried_out]
+    # Unheard, the promise is not kept: that shows what hears it is good for.
+    assert found == [each.payload for each in (*switched, *switched[: 1 if is_first_word_heard else 0])]
+    machine.teardown()
+
+
 def test_a_shard_takes_along_what_waits_when_its_old_lane_has_nothing_in_flight() -> None:
     machine = BridgeMachine()
     shard = shard_of("lamp", SHARD_COUNT)

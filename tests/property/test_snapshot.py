@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from tests.property.json_values import any_states, exact, whole_values
 from twins import messages, snapshot
+from twins.digest import combine_digest
 from twins.errors import SnapshotError
 from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
 from twins.model import Attribute, Field, Group
 from twins.shadow import encode_json
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 from twins.snapshot_head import FORMAT_VERSION
@@ -41,7 +42,17 @@ payloads = (
         lambda number: encode_json({"hed": {"rid": number, "v": "1.0"}, "met": {"ns": {"bi": number}}}),
         st.integers(0, 9),
     )
-    | st.just(b"")
+    | st.sampled_from(
+        [
+            b"",
+            b'{"model":"thermostat","attributes":{"site":"oslo","floor":"2"}}',
+            b'{"behavior":"heating:Boiler"}',
+            (
+                b'{"behavior":"heating:Boiler","after_s":null,"at_s":7,'
+                b'"state":{"reported":{"temperature":1e400,"set_point":22}},"memory":{"n":[1]}}'
+            ),
+        ]
+    )
 )
 requests = st.builds(
     Request,
@@ -67,6 +78,10 @@ def new_shard() -> Shard:
         shard.create_group(group)
     payload = encode_json({"model": "thermostat", "attributes": {"site": "rom"}})
     shard.apply(Batch("", 0, [Request(Operation.REGISTER, "heater", payload)]), NOW_S)
+    for thing in ("home-8", "office-0038"):
+        shard.apply(Batch("", 0, [Request(Operation.REGISTER, thing, payload)]), NOW_S)
+        shard.apply(Batch("", 0, [Request(Operation.PIN, thing)]), NOW_S)
+    shard.apply(Batch("", 0, [Request(Operation.GIVE_BACK, "office-0038")]), NOW_S)
     return shard
 
 
@@ -92,8 +107,9 @@ def everything(shard: Shard) -> Any:
             (Operation.SHADOW_LIST, ""),
             (Operation.TELEMETRY_GET, ""),
             (Operation.DESCRIBE, ""),
+            (Operation.PIN_STATE, ""),
         )
-        for thing in (*THINGS, "home-299", "z0")
+        for thing in (*THINGS, "home-8", "office-0038", "home-299", "z0")
     ]
     replies = shard.apply(Batch("", 0, asked), now_s).replies
     columns = [
@@ -108,6 +124,9 @@ def everything(shard: Shard) -> Any:
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
         "models": shard.model_of,
+        "takeovers": shard.handover.takeovers,
+        "pins": shard.handover.pins,
+        "held": [fleet.held for fleet in shard.fleets.values()],
         # Their order is which of them is forgotten first.
         "unregistered": list(shard.unregistered),
     }

@@ -58,7 +58,7 @@ async def test_the_digest_is_the_stored_one(shard_count: int, window: int) -> No
 async def test_compiled_code_gives_the_stored_digest(
     shard_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twins.shard.runner", Kernels)
+    monkeypatch.setattr("twins.simulation.runner", Kernels)
     digest, _ = await history(shard_count)
     assert digest == STORED
 

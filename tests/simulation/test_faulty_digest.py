@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twins.digest import combine_digest
 from twins.faults import ACTIONS, Fault, Select
-from twins.interpreter import Interpreter
 from twins.kernels import Kernels
 from twins.link import Link, Network
 from twins.messages import GroupOrder, TickOrder, TickSummary, encode
 from twins.model import Attribute, Group
-from twins.shard import Shard, combine_digest
+from twins.shard import Shard
 from twins.shipped import model_named
 from twins.snapshot import dump_shard, load_shard
 
@@ -126,7 +126,7 @@ def test_compiled_code_makes_no_difference(
     runner: type,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("twins.shard.runner", runner)
+    monkeypatch.setattr("twins.simulation.runner", runner)
     assert history(network, 2, window=8) == reference[network]
 
 

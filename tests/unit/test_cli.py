@@ -90,7 +90,7 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
-        *(("twin", name) for name in ("describe", "get", "set", "watch")),
+        *(("twin", name) for name in ("describe", "get", "set", "watch", "give-back", "pin", "unpin")),
         *(
             ("device", name)
             for name in ("create", "list", "describe", "delete", "certificates", "rotate", "revoke")

@@ -55,6 +55,7 @@ def test_only_questions_leave_no_trace() -> None:
         Operation.SHADOW_LIST,
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
+        Operation.PIN_STATE,
     } == READ_ONLY
 
 

@@ -31,6 +31,11 @@ from actors.registry.access_keys import Role
         ("POST", "/v1/cluster/placement/shards/3", "admin"),
         ("POST", "/v1/cluster/placement/drained/cellar", "admin"),
         ("DELETE", "/v1/cluster/placement/drained/cellar", "admin"),
+        ("POST", "/v1/twins/lamp/give-back", "operator"),
+        ("GET", "/v1/pins", "viewer"),
+        # It runs code in the platform.
+        ("PUT", "/v1/pins/lamp", "admin"),
+        ("DELETE", "/v1/pins/lamp", "admin"),
         ("GET", "/v1/keys", "admin"),
         ("POST", "/v1/keys", "admin"),
         ("DELETE", "/v1/keys/ci", "admin"),

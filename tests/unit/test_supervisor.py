@@ -101,3 +101,28 @@ async def test_a_part_that_needs_nothing_of_what_is_down_is_brought_back_meanwhi
             await asyncio.sleep(0)
         assert not found.is_ready("store")
         assert found.is_ready("broker")
+
+
+async def test_a_part_is_taken_up_started_watched_and_let_go() -> None:
+    diary: list[str] = []
+    lamp = Lamp("lamp", diary)
+    lamp.is_broken = True
+    async with watching() as found:
+        await asyncio.sleep(0)
+        found.take_up(lamp)
+        [status] = found.statuses()
+        assert (status.state, status.reason) == ("restarting", "it has yet to be started")
+        while not diary or found.statuses()[0].state != "ready":
+            await asyncio.sleep(0)
+        # Its start is no restart.
+        assert [(each.pid, each.restart_count) for each in found.statuses()] == [(2, 0)]
+        lamp.is_broken = True
+        await until_ready(found, 1)
+        lamp.is_broken, lamp.failures = True, 1_000_000
+        while found.statuses()[0].state == "ready":
+            await asyncio.sleep(0)
+        await found.let_go(lamp)
+        assert found.statuses() == []
+        asked = len(diary)
+        await asyncio.sleep(0.01)
+        assert len(diary) == asked

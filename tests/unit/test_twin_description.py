@@ -70,6 +70,7 @@ def test_a_new_things_twin_is_described_whole(shard: Shard) -> None:
         "shadow": None,
         "namedShadows": {},
         "defender": None,
+        "pin": None,
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.mqtt_bridge import MARKER_TOPIC
+from actors.mqtt_bridge import MARKER_TOPIC, STARTED_TOPIC
 from actors.mqtt_link import PACKET_ID_MAX, BrokerConnection, LinkEvents, MqttLink
 from tests.simulation.protocol.chance import Chance
 from tests.simulation.protocol.scheduler import Handle, Process, VirtualLoop
@@ -53,6 +53,7 @@ class Broker:
     ) -> None:
         self.process = Process("broker")
         self.is_down = False
+        self.start_number = 1
         self.loop = loop
         self.chance = chance
         self._hear = hear
@@ -181,6 +182,15 @@ class Broker:
         self._waiting = deque(
             Message(each.packet_id, each.topic, each.payload, was_sent) for each, was_sent in saved
         )
+
+    def start(self) -> None:
+        """Live again, and say so before anything else."""
+        if not self.is_down:
+            return
+        self.is_down = False
+        self.start_number += 1
+        if self._has_session:
+            self._waiting.append(Message(self._next_packet_id(), STARTED_TOPIC, b"mosquitto"))
 
     def cut(self) -> None:
         """Break the bridge's connection; each side notices in its time, and what is under way is gone."""

@@ -10,6 +10,7 @@ import pytest
 from actors.journal import Record, parse_position
 from actors.mqtt_bridge import MqttBridge
 from actors.mqtt_outbox import Outbox, Outboxes
+from actors.mqtt_taken import TakenMessages
 from actors.shard_keeper import ShardKeeper
 from actors.snapshots import SnapshotStore
 from tests.simulation.protocol.store import Stream
@@ -49,9 +50,9 @@ def read_before_marker(patches: pytest.MonkeyPatch) -> None:
     read: dict[tuple[ShardKeeper, int], Any] = {}
     read_past = ShardKeeper._read
 
-    def read_then_fence(keeper: ShardKeeper, number: int) -> int:
+    def read_then_fence(keeper: ShardKeeper, number: int, **former: bool) -> bool:
         read[keeper, number] = read_past(keeper, number)
-        return fence(keeper, number)
+        return fence(keeper, number, **former)
 
     patches.setattr(ShardKeeper, "_fence", read_then_fence)
     patches.setattr(
@@ -125,7 +126,18 @@ def no_lease(patches: pytest.MonkeyPatch) -> None:
 
 def acknowledged_is_forgotten(patches: pytest.MonkeyPatch) -> None:
     """Carry out again what was acknowledged, where the acknowledgement was lost."""
-    patches.setattr(MqttBridge, "_is_finished", lambda _bridge, _request, _packet_id: False)
+    patches.setattr(MqttBridge, "_is_finished", lambda _bridge, _held, _digest: False)
+
+
+def taken_dies_with_bridge(patches: pytest.MonkeyPatch) -> None:
+    """Let each bridge know only what it has taken itself."""
+    begin = TakenMessages.__init__
+
+    def begin_anew(taken: TakenMessages, content: bytearray, **options: Any) -> None:
+        content[:] = bytes(len(content))
+        begin(taken, content, **options)
+
+    patches.setattr(TakenMessages, "__init__", begin_anew)
 
 
 def dead_bridge_is_heard(patches: pytest.MonkeyPatch) -> None:
@@ -155,6 +167,7 @@ PLANTS: Final[dict[str, Plant]] = {
         trim_before_snapshot,
         no_lease,
         acknowledged_is_forgotten,
+        taken_dies_with_bridge,
         dead_bridge_is_heard,
         lane_changed_at_once,
     )

@@ -34,6 +34,7 @@ ODDS: Final = {
     "bridge killed": 0.12,
     "connection cut": 0.25,
     "broker killed": 0.12,
+    "broker and bridge killed": 0.12,
     "store down": 0.08,
     "store full": 0.08,
 }

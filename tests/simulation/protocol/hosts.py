@@ -20,7 +20,7 @@ from actors.actor_settings import HostSettings
 from actors.errors import ActorsError, BridgeSuperseded, ShardFenced, ShardUnavailable, StoreError
 from actors.homes import ANSWER_TIMEOUT_S, Homes
 from actors.journal import Journal
-from actors.placement import Placement
+from actors.placement import Change, Placement
 from actors.shard_actor import HostStatus, ShardHost, decode_submission
 from actors.shard_keeper import ShardKeeper
 from actors.shard_mover import ShardMover
@@ -32,9 +32,8 @@ from twins.messages import Publish
 from twins.shard import Shard
 
 _LATENCY_S: Final = (0.0003, 0.003)
-# What Ray takes. That it is more than half a lease matters: whoever follows one that died does not wait for the lease
-# of the one before that, who may live.
-_RESTART_S: Final = (1.1, 2.5)
+# What Ray takes, and less: who follows one that died may come while the lease of the one before that still runs.
+_RESTART_S: Final = (0.1, 2.5)
 # A handful of updates: in a short history, shards must be written down often.
 JOURNAL_BYTES_MAX: Final = 400
 
@@ -134,7 +133,8 @@ class Host(ShardHost):
         keeper = self._keeper
         shards = () if keeper is None else tuple(keeper.held())
         lost = () if keeper is None else tuple(keeper.lost)
-        return HostStatus(0, shards, 0, 0, 0, 0, 0, 0, 0, lost, keeper is not None)
+        read = () if keeper is None else keeper.read_shards
+        return HostStatus(0, shards, 0, 0, 0, 0, 0, 0, 0, lost, keeper is not None, read)
 
     def read_ahead_beside(self, shards: Sequence[int]) -> None:
         """Do as `read_ahead`; here nothing runs beside it in the same process."""
@@ -192,8 +192,8 @@ class Placements:
             raise StoreError("Redis does not answer for the placement of the shards", retryable=True)
         return self.placement
 
-    def change(self, change: Callable[[Placement], Placement]) -> Placement:
-        """Return the placement after a change."""
+    def change(self, change: Callable[[Placement], Placement], told: Change) -> Placement:
+        """Return the placement after a change; nobody reads here who made it."""
         before = self.read()
         after = change(before)
         if after != before:
@@ -263,7 +263,7 @@ class Cluster:
         self.mover = Process("mover")
         self._shard_mover = ShardMover(SimulatedHomes(self, self.mover))
         self._incarnation_count = 0
-        # Of the mover: one in which an answer was lost takes half a minute.
+        # Of the mover.
         self.round_count = 0
         self.hosts = {name: self._start(name, is_predecessor_gone=True) for name in self.names}
         # Whom devices' requests (through the bridge), operators' and the mover's go to: each hears of a new host in its
@@ -304,7 +304,9 @@ class Cluster:
     def move(self, shard: int, name: str) -> None:
         """Want a shard in another host."""
         with contextlib.suppress(StoreError):
-            self.placements.change(lambda placement: placement.moved_to(shard, name))
+            self.placements.change(
+                lambda placement: placement.moved_to(shard, name), Change("placement.move", name)
+            )
 
     async def move_shards(self) -> None:
         """Bring shards to where they are wanted, and open again those that a host has lost, for ever."""

@@ -13,8 +13,11 @@ import pytest
 from actors import shard_keeper
 from actors.snapshots import SnapshotStore
 from scenarios.history import describe_event
+from tests.simulation.protocol.broker import SimulatedLink
 from tests.simulation.protocol.bugs import PLANTS
+from tests.simulation.protocol.hosts import Cluster, Host
 from tests.simulation.protocol.world import Result, World, run_history
+from twins.places import LastPlaces
 from twins.shard import Shard
 from twins.sharding import shard_of
 
@@ -22,6 +25,8 @@ from twins.sharding import shard_of
 # run; `python -m tests.simulation.protocol --seeds 30000` runs more.
 PART_COUNT: Final = 4
 SEEDS_OF_PART: Final = 3000
+# A history of two hosts, so that a shard has where to go.
+SEED_OF_TWO_HOSTS: Final = 1
 # What every part of that size must have seen, or it says nothing: the histories would be too tame.
 SOMETIMES: Final = (
     "zombie fenced",
@@ -71,7 +76,12 @@ def test_no_history_contradicts_itself_and_every_seed_gives_the_same_twice(part:
 
 
 @pytest.mark.parametrize("does_bridge_die", [False, True])
-def test_what_a_killed_broker_delivers_again_is_known_to_the_bridge_alone(does_bridge_die: bool) -> None:
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_a_killed_broker_delivers_again_is_known_to_every_bridge(
+    monkeypatch: pytest.MonkeyPatch, is_known: bool, does_bridge_die: bool
+) -> None:
+    if not is_known:
+        PLANTS["taken_dies_with_bridge"](monkeypatch)
     world = World(0)
     world.chance.heal()
     world.begin()
@@ -85,11 +95,34 @@ def test_what_a_killed_broker_delivers_again_is_known_to_the_bridge_alone(does_b
     if does_bridge_die:
         world.kill_bridge()
     world.run_for(10.0)
-    # Nobody promises it where both die. If that changes, README and bridge should say so.
     contradiction = world.conclude()
-    assert (contradiction is not None) == does_bridge_die, "\n".join(
+    assert (contradiction is not None) == (does_bridge_die and not is_known), "\n".join(
         map(describe_event, world.clients.history)
     )
+
+
+# Seeds come to this too seldom for a planted bug.
+@pytest.mark.parametrize("is_place_known", [True, False])
+def test_what_was_carried_out_unacknowledged_and_comes_again_alone_does_not_replace_what_followed_it(
+    monkeypatch: pytest.MonkeyPatch, is_place_known: bool
+) -> None:
+    if not is_place_known:
+        monkeypatch.setattr(LastPlaces, "late", lambda _last, _requests, _places: set())
+    world = World(0)
+    world.chance.heal()
+    world.begin()
+    world.broker.save_odds = 0.0
+    world.clients.report("lamp")
+    world.broker.save()
+    world.clients.report("lamp")
+    with monkeypatch.context() as patches:
+        # The devices hear both answers, the bridge never that the broker has them.
+        patches.setattr(SimulatedLink, "handed_over", lambda _link, _packet_id: None)
+        world.run_for(1.0)
+        world.kill_broker()
+        world.kill_bridge()
+    world.run_for(10.0)
+    assert (world.conclude() is None) == is_place_known, "\n".join(map(describe_event, world.clients.history))
 
 
 # Seeds come to this too seldom for a planted bug: without asking, two of 30,000 showed it.
@@ -119,6 +152,34 @@ def test_a_journal_that_is_trimmed_while_it_is_read_is_not_taken_for_whole(
     document = world.cluster.reader(shard_of("lamp", world.cluster.shard_count)).shadow("lamp")
     assert (document["version"] == 20) == does_ask_afterwards
     assert (world.conclude() is None) == does_ask_afterwards
+
+
+@pytest.mark.parametrize("method", ["read_ahead_beside", "release_shards", "open_shards"])
+def test_a_move_whose_answer_is_lost_goes_on_when_it_is_seen_to_be_done(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    world = World(SEED_OF_TWO_HOSTS)
+    world.chance.heal()
+    world.begin()
+    lost: list[str] = []
+    serve = Cluster._serve
+
+    def serve_silently(cluster: Cluster, host: Host) -> None:
+        call = host.inbox[0]
+        if call.method == method and not lost:
+            lost.append(method)
+            host.inbox[0] = call._replace(answer=None)
+        serve(cluster, host)
+
+    monkeypatch.setattr(Cluster, "_serve", serve_silently)
+    shard = shard_of("lamp", world.cluster.shard_count)
+    target = next(each for each in world.cluster.names if each != world.cluster.host_of(shard).name)
+    world.cluster.move(shard, target)
+    world.run_for(8.0)
+    assert lost == [method]
+    assert world.cluster.host_of(shard).name == target
+    assert world.cluster.host_of(shard).serves(shard)
+    assert world.conclude() is None
 
 
 # The most seldom of them shows in one of some thousand histories.

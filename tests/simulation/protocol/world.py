@@ -15,6 +15,7 @@ import pytest
 from actors import mqtt_bridge
 from actors.errors import BrokerError
 from actors.mqtt_bridge import MqttBridge
+from actors.mqtt_taken import FILE_BYTES, TakenMessages
 from actors.ray_fleet import RayFleet
 from scenarios.audit_rules import Contradiction, first_contradiction
 from scenarios.history import Answered, Event, Fault, Outcome
@@ -61,9 +62,9 @@ class Bridge:
             process=self.process,
         )
         lanes = RayFleet(SimulatedHomes(world.cluster, self.process))
-        self.bridge = MqttBridge(
-            connection, lanes, source=f"app.bridge/{incarnation}", clock=LoopClock(world.loop)
-        )
+        taken = TakenMessages(world.taken, broker_start=lambda: world.broker.start_number, memory=1)
+        source = f"app.bridge/{incarnation}"
+        self.bridge = MqttBridge(connection, lanes, source=source, clock=LoopClock(world.loop), taken=taken)
 
 
 class World:
@@ -92,7 +93,8 @@ class World:
         self.trouble_s = chance.between(*_TROUBLE_S)
         self._incarnation = 0
         self._rounds_before = 0
-        self._broker_was_killed = False
+        # The file in which bridges note what they take.
+        self.taken = bytearray(FILE_BYTES)
         self.bridge = self._start_bridge()
 
     def run(self) -> Contradiction | None:
@@ -154,16 +156,18 @@ class World:
             "host killed": self._kill_host,
             "host declared dead": self._declare_host_dead,
             "shard moved elsewhere": self._move_shard,
-            "bridge killed": self._kill_bridge_alone,
+            "bridge killed": self.kill_bridge,
             "connection cut": self._cut_connection,
             "broker killed": self.kill_broker,
+            "broker and bridge killed": self._kill_both,
             "store down": self._stop_store,
             "store full": self._fill_store,
         }
 
     def _heal(self) -> None:
         self.chance.heal()
-        self.store.is_down = self.store.is_full = self.broker.is_down = False
+        self.store.is_down = self.store.is_full = False
+        self.broker.start()
         self._rounds_before = self.cluster.round_count
 
     def _note(self, part: str, action: str, *, redelivers: bool = False) -> None:
@@ -186,17 +190,6 @@ class World:
         for do in (self.clients.wish, self.clients.report, self.clients.look, self.clients.get):
             self.loop.deliver(self.clients.process, self.chance.between(2.0, 7.0), do, thing)
 
-    def _kill_bridge_alone(self) -> None:
-        """Kill the bridge, unless the broker counts on what it knows.
-
-        A broker that was killed delivers again what it had forgotten that it was acknowledged, and only the bridge
-        knows that: where both die before all of that has come, old requests are carried out in place of later ones. It
-        is a limit of the protocol, from which the histories keep away.
-        """
-        if not self.broker.is_down and not self._broker_was_killed:
-            self.broker.save()
-            self.kill_bridge()
-
     def kill_bridge(self) -> None:
         """Kill the bridge; another follows."""
         bridge = self.bridge
@@ -218,22 +211,20 @@ class World:
             return
         self._note("broker", "killed", redelivers=True)
         self.broker.kill()
-        self._broker_was_killed = True
-        self._watch_recovery()
         since_s = self.loop.time() - self.chance.random.choice((0.0, 0.0, 0.002, 0.02))
         self.loop.deliver(self.loop.root, self.chance.between(0.2, 3.0), self._start_broker, since_s)
 
-    def _watch_recovery(self) -> None:
-        """Find out when the bridge has heard everything that a broker delivered again after its death."""
-        statistics = self.bridge.bridge.statistics()
-        if self.broker.is_down or not statistics.is_connected or statistics.is_catching_up:
-            self.loop.deliver(self.loop.root, 0.1, self._watch_recovery)
-        else:
-            self._broker_was_killed = False
+    def _kill_both(self) -> None:
+        """Kill broker and bridge, one soon after the other."""
+        first, second = self.chance.random.choice(
+            ((self.kill_broker, self.kill_bridge), (self.kill_bridge, self.kill_broker))
+        )
+        first()
+        self.loop.deliver(self.loop.root, self.chance.random.choice((0.0, 0.002, 0.02, 0.5)), second)
 
     def _start_broker(self, unacknowledged_since_s: float) -> None:
         if self.broker.is_down:
-            self.broker.is_down = False
+            self.broker.start()
             self.clients.publish_again(unacknowledged_since_s)
 
     def _stop_store(self) -> None:
