@@ -122,16 +122,15 @@ def test_a_network_that_makes_no_sense_is_refused(network: str, words: str) -> N
         )
 
 
-async def test_the_carrier_outage_of_the_library_passes_on_any_number_of_shards() -> None:
+async def test_the_carrier_outage_of_the_library_passes() -> None:
     scenario = load_scenario(LIBRARY / "chaos" / "carrier-outage.yaml")
-    results = [await play(scenario, count) for count in (1, 4)]
-    assert results[0].verdict == "PASS", [
+    result = await play(scenario, 1)
+    failed = [
         (one.name, one.actual)
-        for one in (*results[0].thresholds, *results[0].checks)
+        for one in (*result.thresholds, *result.checks, *result.assertions)
         if one.outcome != "PASS"
     ]
-    assert results[0].digest == results[1].digest
-    assert results[0].metrics == results[1].metrics
+    assert (result.verdict, failed) == ("PASS", [])
 
 
 async def test_a_threshold_on_a_loss_that_a_fault_brings_fails() -> None:
