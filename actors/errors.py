@@ -11,6 +11,7 @@ ActorsError
 │   ├── ShardUnavailable            a shard does not answer at present             (retryable)
 │   │   └── ShardNotHere            the process that was asked does not serve it   (retryable)
 │   ├── Overloaded                  too many calls to one part are under way       (retryable)
+│   ├── SqlEngineError              the process of the SQL engine died over a question
 │   ├── ShardFenced                 another process has taken over the shard       (retryable)
 │   ├── BridgeSuperseded            another bridge has taken the place of this one
 │   ├── PlatformNotRunning          no platform serves the data directory
@@ -25,6 +26,7 @@ ActorsError
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
     ├── BehaviorUnusable            a pinned twin's behaviour can't be imported, raises, or answers nonsense
+    ├── AnswerTooLate               a question about the fleet takes too long
     ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate
@@ -143,6 +145,13 @@ class Overloaded(WorldError):
     def __init__(self, subject: str) -> None:
         super().__init__(f"too many requests are under way to {subject}; try again", retryable=True)
         self.subject = subject
+
+
+class SqlEngineError(WorldError):
+    """The process of the SQL engine died over a question; another one has been started."""
+
+    def __init__(self) -> None:
+        super().__init__("the SQL engine died over this question, and was started again; ask it differently")
 
 
 class ShardFenced(WorldError):
@@ -296,6 +305,14 @@ class SettingsError(OperatorError):
         self.source = source
         self.key = key
         self.problem = problem
+
+
+class AnswerTooLate(OperatorError):
+    """A question about the fleet has no answer in the time that was given for it."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"no answer within {timeout_s:g} s; ask for less, or allow more time")
+        self.timeout_s = timeout_s
 
 
 class PlacementError(OperatorError):

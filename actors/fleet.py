@@ -6,14 +6,14 @@ Ray, under a clock that the caller gives; `ray_fleet.RayFleet` satisfies it on a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
+from actors.arrow_tables import arrow_table, join_tables
 from actors.behaviors import (
     Behavior,
     call_behavior,
@@ -24,9 +24,10 @@ from actors.behaviors import (
 )
 from actors.errors import BehaviorUnusable
 from twins.clock import Clock, VirtualClock
-from twins.columns import QueryColumn
+from twins.columns import FIXED_COLUMNS, QueryColumn
 from twins.digest import combine_digest
 from twins.errors import request_error
+from twins.fleet_answer import FleetAnswer, FleetQuestion, answer_question
 from twins.handover import DEFAULT_BEHAVIOR, PinOrder, decode_pin_state
 from twins.messages import Batch, Operation, Publish, Reply, Request, TickOrder, TickSummary
 from twins.model import Group
@@ -76,6 +77,35 @@ class PinnedTwin:
     behavior: str
 
 
+@dataclass(frozen=True)
+class FleetReading:
+    """The answer to a fleet query, and when each shard was read for it (seconds of the clock of the fleet)."""
+
+    answer: FleetAnswer
+    read_at: Mapping[int, float]
+
+    @classmethod
+    def of(cls, question: FleetQuestion, parts: Sequence[FleetReading]) -> FleetReading:
+        """Return the reading that some parts give together."""
+        read_at = {shard: at for part in parts for shard, at in part.read_at.items()}
+        return cls(FleetAnswer.of(question, [part.answer for part in parts]), read_at)
+
+
+@dataclass(frozen=True)
+class ShardColumns:
+    """Columns of one shard's twins as NumPy arrays, as they were at `read_at` (seconds of the clock of the fleet).
+
+    `tables` has one entry for each model or simulated group, with the same rows in each of its columns. The arrays are
+    the shard's answer and not its state: they are not to be written, and they stay as they are for as long as somebody
+    holds them. From a cluster, those of 100 KB and more lie where Ray has put them in shared memory, which is freed
+    when the last array of the answer is let go.
+    """
+
+    shard: int
+    read_at: float
+    tables: Sequence[Mapping[str, QueryColumn]]
+
+
 class Fleet(Protocol):
     """Twins by name, simulated groups, and questions over all of them."""
 
@@ -123,8 +153,34 @@ class Fleet(Protocol):
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all).
 
         Columns: name, model, origin ('real' or 'simulated'), version (uint32), connected (bool, null if unknown),
-        updated_at (uint32 seconds), each attribute as a string column, and for every model field f: reported_f,
-        reported_f_at, and for settable ones desired_f, desired_f_at. Null where a twin has no such value.
+        updated_at (uint32 seconds), firmware (the reported firmware_version), each attribute as a string column, and
+        for every model field f: reported_f, reported_f_at, and for settable ones desired_f, desired_f_at. Null where
+        a twin has no such value. Texts that repeat are dictionaries. A name in small letters stands for columns of any
+        case. The rows of a shard are as they were at one moment, between two calls to it; `shards_read_at` in
+        `arrow_tables` says when.
+        """
+        ...
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard, without a copy on the way; see `ShardColumns`.
+
+        The columns are those of `twins_table`; those that a table does not have are left out of it.
+        """
+        ...
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field.
+
+        Columns: name, stream, field, value (double), text, at (uint32 seconds) are the last value; count, min, max,
+        mean those of the sliding window. In all else it is as `twins_table`.
+        """
+        ...
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed.
+
+        QueryError if the query can't be read. Each shard is read at one moment, as for `twins_table`. A thing's type,
+        id and groups are not known here, and count as missing.
         """
         ...
 
@@ -187,51 +243,16 @@ def reply_document(reply: Reply) -> JsonObject:
     return document
 
 
-def arrow_table(parts: Iterable[Mapping[str, QueryColumn]]) -> pa.Table:
-    """Return the rows of several tables of twins as one Arrow table; a column that a part lacks is null there."""
-    tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
-    return joined(tables)
+def with_rows(columns: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the names of columns to ask shards for, so that every twin has a row although it may have none of them."""
+    if columns is None or not frozenset(FIXED_COLUMNS).isdisjoint(columns):
+        return None if columns is None else frozenset(columns)
+    return frozenset(columns) | {"version"}
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the rows of all tables; a column that is of numbers here, of texts or truth values there, is of texts.
-
-    Models of users may call different things by the same name.
-    """
-    if not tables:
-        return pa.table({})
-    kinds: dict[str, set[str]] = {}
-    for table in tables:
-        for field in table.schema:
-            kinds.setdefault(field.name, set()).add(_kind(field.type))
-    mixed = [name for name, found in kinds.items() if len(found) > 1]
-    if mixed:
-        tables = [_with_texts(table, mixed) for table in tables]
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
-def _kind(of_type: pa.DataType) -> str:
-    if pa.types.is_string(of_type):
-        return "text"
-    return "truth" if pa.types.is_boolean(of_type) else "number"
-
-
-def _with_texts(table: pa.Table, names: Collection[str]) -> pa.Table:
-    for name in names:
-        position = table.schema.get_field_index(name)
-        if position >= 0:
-            table = table.set_column(position, name, table.column(position).cast(pa.string()))
-    return table
-
-
-def _arrow_column(column: QueryColumn) -> pa.Array:
-    mask = None if column.is_valid is None else ~column.is_valid
-    if isinstance(column.values, list):
-        return pa.array(column.values, pa.string())
-    if not column.choices:
-        return pa.array(column.values, mask=mask)
-    texts = pa.array(column.choices, pa.string())
-    return texts.take(pa.array(column.values.astype(np.int32), mask=mask))
+def with_telemetry_rows(columns: Sequence[str] | None) -> frozenset[str] | None:
+    """Return the names of columns to ask shards for, so that every row of the telemetry is there."""
+    return None if columns is None else frozenset(columns) | {"field"}
 
 
 class LocalTwin:
@@ -365,8 +386,33 @@ class LocalFleet:
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
-        wanted = None if columns is None else frozenset(columns) | {"name"}
-        return arrow_table(part for shard in self._shards for part in shard.select(wanted))
+        wanted, now_s = with_rows(columns), self._clock.now_s()
+        return join_tables(
+            [arrow_table(shard.select(wanted), read_at={shard.number: now_s}) for shard in self._shards]
+        )
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard; see `ShardColumns`."""
+        wanted, now_s = frozenset(columns), self._clock.now_s()
+        return [ShardColumns(shard.number, now_s, list(shard.select(wanted))) for shard in self._shards]
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
+        wanted, now_s = with_telemetry_rows(columns), self._clock.now_s()
+        tables = [
+            arrow_table(shard.select_telemetry(wanted, now_s), read_at={shard.number: now_s})
+            for shard in self._shards
+        ]
+        return join_tables(tables)
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed."""
+        now_s = self._clock.now_s()
+        parts = [
+            FleetReading(answer_question(shard, question, now_s), {shard.number: now_s})
+            for shard in self._shards
+        ]
+        return FleetReading.of(question, parts)
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

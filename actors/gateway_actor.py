@@ -48,6 +48,7 @@ from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
 from actors.shard_actor import BridgeOutlet
+from actors.sql_process import SqlProcess
 from actors.store_watch import StoreWatch
 from actors.supervisor import PartStatus
 from actors.vault import Vault
@@ -269,6 +270,7 @@ class GatewayActor:
         self._view: ClusterView | None = None
         self._events: BrokerEvents | None = None
         self._desk: ProvisioningDesk | None = None
+        self._sql_engine: SqlProcess | None = None
 
     async def open(self, encoded: bytes) -> bytes:
         """Start both listeners and return their `GatewayUrls`; PortInUse names the option to change."""
@@ -316,6 +318,7 @@ class GatewayActor:
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
         pins = pin_routes(fleet, partial(try_behavior, directory=directory.behaviors.absolute()))
         app.include_router(pins, dependencies=GUARDED)
+        self._sql_engine = app.state.sql_engine
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = [
@@ -359,6 +362,9 @@ class GatewayActor:
         for server in self._servers:
             await server.stop()
         self._servers = []
+        if self._sql_engine is not None:
+            await asyncio.to_thread(self._sql_engine.close)
+            self._sql_engine = None
         if self._events is not None:
             await self._events.close()
             self._events = None

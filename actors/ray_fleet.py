@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
+from actors.arrow_tables import join_tables
 from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
-from actors.fleet import JsonObject, PinnedTwin, joined
+from actors.fleet import FleetReading, JsonObject, PinnedTwin, ShardColumns, with_rows, with_telemetry_rows
 from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -26,6 +27,7 @@ from actors.shard_actor import HostStatus, ShardActor
 from actors.shard_mover import ShardMover
 from actors.tick_turns import Turn, Work
 from twins.digest import combine_digest
+from twins.fleet_answer import FleetQuestion
 from twins.messages import (
     Batch,
     GroupOrder,
@@ -38,6 +40,7 @@ from twins.messages import (
     encode,
 )
 from twins.model import Group
+from twins.query import parse
 from twins.sharding import shard_of
 
 # Of each handle, also of those that travel to tasks and actors of others; then `remote` raises Ray's own
@@ -359,9 +362,23 @@ class RayFleet:
 
     async def twins_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per twin as Arrow; `columns` are the wanted names (others are left out; None: all)."""
-        wanted = None if columns is None else frozenset(columns) | {"name"}
-        tables = [table for table in await self._homes.ask_each("twins_table", wanted) if table.num_columns]
-        return joined(tables)
+        return join_tables(await self._homes.ask_each("twins_table", with_rows(columns)))
+
+    async def shard_columns(self, columns: Sequence[str]) -> list[ShardColumns]:
+        """Return these columns of all twins as NumPy arrays, by shard, without a copy; see `ShardColumns`."""
+        answers = await self._homes.ask_each("shard_columns", frozenset(columns))
+        return sorted((one for answer in answers for one in answer), key=lambda one: one.shard)
+
+    async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
+        return join_tables(await self._homes.ask_each("telemetry_table", with_telemetry_rows(columns)))
+
+    async def answer(self, question: FleetQuestion) -> FleetReading:
+        """Return how many twins match a fleet query, which, and how their values are distributed."""
+        # Known before any shard is asked.
+        parse(question.query)
+        question.columns()
+        return FleetReading.of(question, await self._homes.ask_each("answer", question))
 
     async def digest(self) -> str:
         """Return 64 hexadecimal digits over every simulated twin; equal histories give equal digests."""

@@ -22,10 +22,12 @@ import ray
 from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
+from actors.arrow_tables import arrow_table, join_tables
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
+    FleetReading,
     JsonObject,
-    arrow_table,
+    ShardColumns,
     describe_request,
     reply_document,
     shadow_request,
@@ -38,6 +40,7 @@ from actors.shard_keeper import ShardKeeper
 from actors.tick_turns import TickTurns, Work
 from actors.wall_clock import WallClock, boot_time_s
 from twins.clock import Clock
+from twins.fleet_answer import FleetQuestion, answer_question
 from twins.messages import (
     READ_ONLY,
     Batch,
@@ -145,7 +148,12 @@ class ShardHost:
 
     def release_shards(self, shards: Sequence[int]) -> list[int]:
         """Serve shards no more; return those that nobody serves now. All that they took in is in their journals."""
-        return self._settled().release(shards)
+        keeper = self._settled()
+        held = keeper.held()
+        for number in shards:
+            if number in held:
+                self._ticks.leave(held[number])
+        return keeper.release(shards)
 
     def open_shards(self, encoded: bytes) -> None:
         """Serve the shards of a `ShardOrder`, beside those that are served; StoreError if one could not be opened."""
@@ -266,6 +274,9 @@ class ShardHost:
         """
         keeper = self._settled()
         orders = decode_orders(encoded)
+        late = self._ticks.told_late(work, orders)
+        if late is not None:
+            return encode(late)
         turn = self._ticks.turn(keeper, work, orders)
         for order in orders:
             self._prepare_for(keeper.shards([number for number, _ in work]).values(), order.group)
@@ -290,8 +301,36 @@ class ShardHost:
 
     def twins_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
         """Return the wanted columns of these shards' twins."""
-        found = self._settled().shards(shards).values()
-        return arrow_table(part for shard in found for part in shard.select(columns))
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        tables = [arrow_table(shard.select(columns), read_at={n: now_s}) for n, shard in found.items()]
+        return join_tables(tables)
+
+    def shard_columns(self, shards: Sequence[int], columns: frozenset[str]) -> list[ShardColumns]:
+        """Return these columns of these shards' twins."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return [ShardColumns(n, now_s, list(shard.select(columns))) for n, shard in found.items()]
+
+    def telemetry_table(self, shards: Sequence[int], columns: frozenset[str] | None) -> pa.Table:
+        """Return the wanted columns of what these shards' twins remember of their telemetry."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        return join_tables(
+            [
+                arrow_table(shard.select_telemetry(columns, now_s), read_at={n: now_s})
+                for n, shard in found.items()
+            ]
+        )
+
+    def answer(self, shards: Sequence[int], question: FleetQuestion) -> FleetReading:
+        """Return the answer of these shards to a fleet query."""
+        found = self._settled().shards(shards)
+        now_s = self._clock.now_s()
+        parts = [
+            FleetReading(answer_question(shard, question, now_s), {n: now_s}) for n, shard in found.items()
+        ]
+        return FleetReading.of(question, parts)
 
     def digest_leaves(self, shards: Sequence[int]) -> list[tuple[str, int, bytes]]:
         """Return the leaves of the fleet's digest that these shards hold."""

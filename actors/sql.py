@@ -1,20 +1,23 @@
 """SQL over Arrow tables through a DuckDB that is locked: no files, no network, no settings, one question at a time.
 
-Owns how a question is kept to reading the tables that it was given. Which tables and rows a caller may see is the
-caller's decision. The engine runs in this process, on one thread of its own while a question lasts.
+Owns how a question is kept to reading the tables that it was given, and what it needs of them. Which tables and rows a
+caller may see is the caller's decision. The engine runs in this process, on one thread of its own while a question
+lasts; `sql_process` runs it in a process that may be killed.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import duckdb
+import msgspec
 import pyarrow as pa
 
-from actors.errors import OperatorError
+from actors.errors import AnswerTooLate, OperatorError
 
 # Enough to group a million twins by text; a question that needs more is one to be asked differently.
 _MEMORY_MAX: Final = "512MB"
@@ -32,71 +35,163 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     "threads": 1,
 }
 _READING: Final = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-_WORD: Final = re.compile(r"\w+")
+_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+# Functions in `from` that read no table; others may, whatever is written in their arguments.
+_TABLELESS: Final = frozenset({"range", "generate_series", "unnest", "repeat"})
 
 
-def run_sql(sql: str, tables: Mapping[str, pa.Table], *, timeout_s: float, row_max: int) -> pa.Table:
-    """Return the answer to one SELECT or EXPLAIN over `tables`.
+@dataclass(frozen=True)
+class SqlPlan:
+    """What a question reads: names of tables and columns in small letters; None: any that there are."""
 
-    OperatorError carries DuckDB's message, or says that the answer took longer than `timeout_s` or has more than
-    `row_max` rows.
-    """
-    with duckdb.connect(":memory:", config=_CONFIG) as connection:
+    tables: frozenset[str] | None
+    columns: frozenset[str] | None
+
+    def reads(self, table: str) -> bool:
+        """Tell whether a table may be read."""
+        return self.tables is None or table in self.tables
+
+
+@dataclass
+class _Reading:
+    """What a parsed question was found to name."""
+
+    tables: set[str] = field(default_factory=set)
+    aliases: set[str] = field(default_factory=set)
+    columns: set[str] = field(default_factory=set)
+    unqualified: set[str] = field(default_factory=set)
+    has_whole_rows: bool = False
+    has_unknown_tables: bool = False
+
+    def note(self, node: Mapping[str, Any]) -> None:
+        kind = node.get("type")
+        if kind == "BASE_TABLE":
+            self.tables.add(node["table_name"].lower())
+            self.aliases.update((node["table_name"].lower(), node["alias"].lower()))
+        elif kind == "COLUMN_REF":
+            names = [name.lower() for name in node["column_names"]]
+            self.columns.update(names)
+            self.unqualified.update(names if len(names) == 1 else ())
+        elif kind == "JOIN":
+            self.columns.update(name.lower() for name in node["using_columns"])
+            self.has_whole_rows |= node["ref_type"] == "NATURAL"
+        elif kind == "TABLE_FUNCTION":
+            self.has_unknown_tables |= node["function"]["function_name"].lower() not in _TABLELESS
+        elif kind in ("STAR", "SHOW_REF"):
+            self.has_whole_rows = True
+
+    def plan(self) -> SqlPlan:
+        # A table's name where a column could stand is a row as a whole.
+        is_whole = (
+            self.has_whole_rows or self.has_unknown_tables or not self.aliases.isdisjoint(self.unqualified)
+        )
+        tables = None if self.has_unknown_tables else frozenset(self.tables)
+        return SqlPlan(tables, None if is_whole else frozenset(self.columns))
+
+
+class SqlSession:
+    """A locked DuckDB for one question: `plan` says what it reads, `answer` gives what it says of these tables."""
+
+    def __init__(self) -> None:
+        self._connection = duckdb.connect(":memory:", config=_CONFIG)
+        self._connection.execute("SET lock_configuration = true")
+
+    def close(self) -> None:
+        """Let go of the engine and of the tables."""
+        self._connection.close()
+
+    def plan(self, sql: str) -> SqlPlan:
+        """Return what one SELECT or EXPLAIN reads; OperatorError if it is something else, or can't be read."""
+        try:
+            self._statement(sql)
+            # What is explained is read as well.
+            question = _EXPLAIN.sub("", sql, count=1)
+            [[encoded]] = self._connection.execute(
+                "SELECT json_serialize_sql(?::VARCHAR)", [question]
+            ).fetchall()
+        except duckdb.Error as error:
+            raise OperatorError(str(error)) from None
+        parsed: dict[str, Any] = msgspec.json.decode(encoded)
+        if parsed["error"]:
+            return SqlPlan(None, None)
+        reading = _Reading()
+        for node in _nodes(parsed["statements"]):
+            reading.note(node)
+        return reading.plan()
+
+    def answer(self, sql: str, tables: Mapping[str, pa.Table], *, timeout_s: float, row_max: int) -> pa.Table:
+        """Return the answer to one SELECT or EXPLAIN over `tables`.
+
+        OperatorError carries DuckDB's message, or says that the answer has more than `row_max` rows; AnswerTooLate that
+        it takes longer than `timeout_s`.
+        """
         for name, table in tables.items():
-            connection.register(name, table)
-        connection.execute("SET lock_configuration = true")
+            self._connection.register(name, table)
         is_late = threading.Event()
 
         def interrupt() -> None:
             is_late.set()
-            connection.interrupt()
+            self._connection.interrupt()
 
         timer = threading.Timer(timeout_s, interrupt)
         timer.daemon = True
         timer.start()
         try:
-            return _answer(connection, sql, row_max)
+            return self._answer(sql, row_max)
         except duckdb.Error as error:
             if is_late.is_set():
-                problem = f"no answer within {timeout_s:g} s; ask for less, or allow more time"
-                raise OperatorError(problem) from None
+                raise AnswerTooLate(timeout_s) from None
             raise OperatorError(str(error)) from None
         finally:
             timer.cancel()
             # The connection must not close under an interrupt that has just begun.
             timer.join()
 
+    def _statement(self, sql: str) -> duckdb.Statement:
+        statements = self._connection.extract_statements(sql)
+        if len(statements) != 1:
+            raise OperatorError(f"exactly one statement is wanted, not {len(statements)}")
+        if statements[0].type not in _READING:
+            raise OperatorError(f"only SELECT and EXPLAIN are allowed, not {statements[0].type.name}")
+        return statements[0]
 
-def _answer(connection: duckdb.DuckDBPyConnection, sql: str, row_max: int) -> pa.Table:
-    statements = connection.extract_statements(sql)
-    if len(statements) != 1:
-        raise OperatorError(f"exactly one statement is wanted, not {len(statements)}")
-    if statements[0].type not in _READING:
-        raise OperatorError(f"only SELECT and EXPLAIN are allowed, not {statements[0].type.name}")
-    reader = connection.sql(statements[0]).to_arrow_reader()
-    batches = []
-    row_count = 0
-    for batch in reader:
-        row_count += batch.num_rows
-        if row_count > row_max:
-            raise OperatorError(f"the answer has more than {row_max} rows; aggregate, or add a LIMIT")
-        batches.append(batch)
-    return pa.Table.from_batches(batches, schema=reader.schema)
-
-
-def referenced_columns(sql: str, available: Collection[str]) -> list[str]:
-    """Return those of the `available` columns that the question may need, in their order: all if it holds a `*`.
-
-    A name counts wherever it stands as a word, whatever its case; too many columns cost time, too few an answer.
-    `count(*)` needs no column by name, so it asks for the first one alone: a table without columns has no rows.
-    """
-    without_count = re.sub(r"count\s*\(\s*\*\s*\)", "count()", sql, flags=re.IGNORECASE)
-    words = {word.lower() for word in _WORD.findall(without_count)}
-    is_unbounded = "*" in without_count or "select" not in words or bool(words & _WHOLE_ROW_WORDS)
-    return [name for name in available if is_unbounded or name.lower() in words] or list(available)[:1]
+    def _answer(self, sql: str, row_max: int) -> pa.Table:
+        reader = self._connection.sql(self._statement(sql)).to_arrow_reader()
+        batches = []
+        row_count = 0
+        for batch in reader:
+            row_count += batch.num_rows
+            if row_count > row_max:
+                raise OperatorError(f"the answer has more than {row_max} rows; aggregate, or add a LIMIT")
+            batches.append(batch)
+        return pa.Table.from_batches(batches, schema=reader.schema)
 
 
-# Forms that read whole rows without naming a column, as in `select columns(...)` or `describe twins`.
-_WHOLE_ROW_WORDS: Final = frozenset(
-    {"columns", "describe", "summarize", "natural", "pivot", "unpivot", "table"}
-)
+def run_sql(sql: str, tables: Mapping[str, pa.Table], *, timeout_s: float, row_max: int) -> pa.Table:
+    """Return the answer to one SELECT or EXPLAIN over `tables`, as `SqlSession.answer`."""
+    session = SqlSession()
+    try:
+        return session.answer(sql, tables, timeout_s=timeout_s, row_max=row_max)
+    finally:
+        session.close()
+
+
+def plan_sql(sql: str) -> SqlPlan:
+    """Return what a question reads, as `SqlSession.plan`."""
+    session = SqlSession()
+    try:
+        return session.plan(sql)
+    finally:
+        session.close()
+
+
+def _nodes(statements: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield every object of a parsed question; not by recursion, because questions nest as deep as they like."""
+    waiting: list[Any] = list(statements)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)

@@ -61,6 +61,32 @@ class TickTurns:
         self._clock_s = clock_s
         self._report_s: dict[str, float] = {}
         self.longest_s = 0.0
+        # By shard that has moved away in mid-order and group: what had come of it, and its next tick.
+        self._left_behind: dict[int, dict[str, tuple[TickSummary, int]]] = {}
+
+    def leave(self, shard: Shard) -> None:
+        """Keep what has come of a shard's ticks and nobody has been told: it moves away, where that is not known."""
+        left = shard.ticking.take_all()
+        if left:
+            self._left_behind[shard.number] = {
+                group: (summary, shard.fleets[group].next_tick)
+                for group, summary in left.items()
+                if group in shard.fleets
+            }
+
+    def told_late(self, work: Sequence[Work], orders: Sequence[TickOrder]) -> Turn | None:
+        """Return, as a turn, what shards have left behind whose work this is; None if there is nothing."""
+        if not any(number in self._left_behind for number, _ in work):
+            return None
+        summaries = [TickSummary()] * len(orders)
+        left: list[Work] = []
+        for number, position in work:
+            order = orders[position]
+            part, next_tick = self._left_behind.pop(number, {}).get(order.group, (TickSummary(), 0))
+            is_over = next_tick >= order.first_tick + order.tick_count
+            summaries[position] += part if is_over else _without_end(part)
+            left.append((number, position + is_over))
+        return Turn(summaries, [each for each in left if each[1] < len(orders)])
 
     def turn(self, keeper: ShardKeeper, work: Sequence[Work], orders: Sequence[TickOrder]) -> Turn:
         """Do a turn of the work that is left of some orders.
@@ -102,9 +128,9 @@ class TickTurns:
                 left.append((number, position))
                 continue
             shard, order = keeper.shard(number), orders[position]
-            if not shard.is_ticking(order.group):
+            if not shard.ticking.is_at(order.group):
                 # What somebody else's request has had finished.
-                part = shard.take_summary(order.group)
+                part = shard.ticking.take(order.group)
                 if part is not None:
                     summaries[position] += _of_whole(part, shard, order)
                     if _is_over(shard, order):
@@ -126,7 +152,7 @@ class TickTurns:
 
     def _window(self, shard: Shard, position: int, order: TickOrder) -> tuple[_Window | None, float]:
         """Return the next window of an order on a shard, and what it is likely to cost; None if it has none left."""
-        if shard.is_ticking(order.group):
+        if shard.ticking.is_at(order.group):
             return _Window(shard.number, position, order, is_new=False), TURN_S
         fleet = shard.fleets[order.group]
         first, end = max(order.first_tick, fleet.next_tick), order.first_tick + order.tick_count
@@ -151,10 +177,10 @@ class TickTurns:
         """Run a window, but not beyond a time; return the position of the order that its shard is at then."""
         begin_s, order = self._clock_s(), orders[window.position]
         with keeper.timed(window.shard) as shard:
-            while shard.advance():
+            while shard.ticking.advance():
                 if self._clock_s() > until_s:
                     return window.position
-            summary = shard.take_summary(order.group) or TickSummary()
+            summary = shard.ticking.take(order.group) or TickSummary()
         if window.is_new:
             self._learn(window.order, summary, self._clock_s() - begin_s)
         summaries[window.position] += _of_whole(summary, shard, order)
@@ -173,6 +199,8 @@ def _is_over(shard: Shard, order: TickOrder) -> bool:
 
 def _of_whole(part: TickSummary, shard: Shard, order: TickOrder) -> TickSummary:
     """Return the summary of a part of an order's ticks as it counts: how it ended is told by the last part alone."""
-    if _is_over(shard, order):
-        return part
+    return part if _is_over(shard, order) else _without_end(part)
+
+
+def _without_end(part: TickSummary) -> TickSummary:
     return msgspec.structs.replace(part, connected_count=0, delta_count=0)

@@ -5,22 +5,19 @@ A threshold or check without a sample has NO_DATA, and that fails: what was not 
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 
+from actors.asking import ask_fleet
 from actors.errors import OperatorError
 from actors.fleet import Fleet
-from actors.sql import referenced_columns, run_sql
 from scenarios.metrics import CATALOGUE, Comparison, Measurements
 from scenarios.result import Judgement, Outcome, Verdict
-from scenarios.spec import CHECKS, Assertion, DeviceSpec, GroupSpec, Scenario, Threshold
-from twins.columns import FIXED_COLUMNS, column_of_attribute
+from scenarios.spec import CHECKS, Assertion, Threshold
 from twins.messages import TickOrder, TickSummary
 from twins.model import Group
-from twins.shipped import model_named
 
 # An assertion is a question of a person about the whole fleet: seconds, even for millions of twins.
 _SQL_TIMEOUT_S: Final = 60.0
@@ -113,16 +110,13 @@ def _due(group: Group, tick_count: int) -> tuple[int, int]:
     return group.count * (tick_count // period), group.count * -(-tick_count // period)
 
 
-async def judge_assertion(assertion: Assertion, fleet: Fleet, columns: Collection[str]) -> Judgement:
+async def judge_assertion(assertion: Assertion, fleet: Fleet) -> Judgement:
     """Return whether the first value of the answer is as expected; no row fails, so does a question with a mistake."""
     expected = (
         assertion.expect.text if isinstance(assertion.expect, Comparison) else _literal(assertion.expect)
     )
-    twins = await fleet.twins_table(referenced_columns(assertion.sql, columns))
     try:
-        answer = await asyncio.to_thread(
-            run_sql, assertion.sql, {"twins": twins}, timeout_s=_SQL_TIMEOUT_S, row_max=_SQL_ROW_MAX
-        )
+        answer = await ask_fleet(fleet, assertion.sql, timeout_s=_SQL_TIMEOUT_S, row_max=_SQL_ROW_MAX)
     except OperatorError as error:
         return Judgement(assertion.name, "FAIL", expected, f"the question failed: {error}", assertion.sql)
     if answer.num_rows == 0 or answer.num_columns == 0:
@@ -130,19 +124,6 @@ async def judge_assertion(assertion: Assertion, fleet: Fleet, columns: Collectio
     value = answer.column(0)[0].as_py()
     outcome: Outcome = "PASS" if is_as_expected(assertion.expect, value) else "FAIL"
     return Judgement(assertion.name, outcome, expected, _literal(value), assertion.sql)
-
-
-def twin_columns(scenario: Scenario) -> list[str]:
-    """Return the columns of the table `twins` that a scenario's assertions may name."""
-    specs: list[GroupSpec | DeviceSpec] = [*scenario.groups, *scenario.devices]
-    attributes = {column_of_attribute(name) for spec in specs for name in spec.attributes}
-    columns = [*FIXED_COLUMNS, *sorted(attributes)]
-    models = [spec.model if isinstance(spec, GroupSpec) else model_named(spec.model) for spec in specs]
-    for model in sorted(models, key=lambda each: each.name):
-        for field in model.fields:
-            sections = ("reported", "desired") if field.is_settable else ("reported",)
-            columns += [f"{section}_{field.name}{suffix}" for section in sections for suffix in ("", "_at")]
-    return list(dict.fromkeys(columns))
 
 
 def is_as_expected(expect: Comparison | str | int | float | bool | None, value: Any) -> bool:

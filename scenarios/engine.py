@@ -17,7 +17,7 @@ from typing import Final
 
 from actors.errors import WorldError
 from actors.fleet import Fleet
-from scenarios.checks import judge_assertion, judge_threshold, twin_columns, verdict_of
+from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
 from scenarios.errors import DeviceFailed, Interrupted, NameTaken
 from scenarios.observer import Observer
@@ -214,13 +214,12 @@ class _Conductor:
     async def _judge_assertions(self) -> None:
         """Judge all assertions now, and those that may still come true again, as time goes on, until they do."""
         scenario = self._scenario
-        columns = twin_columns(scenario)
         judged: dict[str, Judgement] = {}
         open_assertions: list[Assertion] = list(scenario.assertions)
         while open_assertions:
             for assertion in open_assertions:
                 self._show()
-                judged[assertion.name] = await judge_assertion(assertion, self._fleet, columns)
+                judged[assertion.name] = await judge_assertion(assertion, self._fleet)
             past_s = self._tick - scenario.duration_s
             open_assertions = [
                 assertion

@@ -41,7 +41,7 @@ from twins.errors import ModelError
 from twins.model import DeviceModel, Field, Group
 from twins.sharding import NamePattern, is_thing_name
 from twins.shipped import MODELS, model_named
-from twins.words import nearest
+from twins.words import nearest, one_of
 
 # Words of the language that later versions have.
 _LATER_KEYS: Final = ("stages", "abort_on", "path")
@@ -425,11 +425,12 @@ def _check_settable(state: Item, model: DeviceModel) -> None:
 def _check_value(item: Item, field: Field) -> None:
     value = item.plain()
     is_whole = field.column_dtype.kind != "f"
-    if field.dtype in ("bool", "choice"):
-        # Orders to groups carry numbers.
-        item.blame(
-            f"{field.name} is a {field.dtype} field, which can be set of a thing, not of a whole group"
-        )
+    if field.dtype == "choice":
+        if value not in field.choices:
+            item.blame(f"{field.name} must be {one_of(field.choices)}, not {item.describe()}")
+    elif field.dtype == "bool":
+        if not isinstance(value, bool):
+            item.blame(f"{field.name} must be true or false, not {item.describe()}")
     elif isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
         item.blame(f"{field.name} must be a {'whole ' if is_whole else ''}number, not {item.describe()}")
     elif not field.minimum <= value <= field.maximum:

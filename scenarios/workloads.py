@@ -5,7 +5,7 @@ Pure: the same scenario and tick give the same orders, whatever the clock or the
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from scenarios.spec import TICK_S, ClockSpec, GroupSpec, Scenario, SetDesired
 from twins.messages import TickOrder
@@ -62,7 +62,7 @@ def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[Tic
             group.name,
             first_tick,
             tick_count,
-            _desired(scenario, group.name, first_tick),
+            _desired(scenario, group, first_tick),
             [
                 each.fault
                 for each in scenario.faults
@@ -73,9 +73,10 @@ def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[Tic
     ]
 
 
-def _desired(scenario: Scenario, group: str, tick: int) -> dict[str, float]:
-    desired: dict[str, float] = {}
+def _desired(scenario: Scenario, group: GroupSpec, tick: int) -> dict[str, float]:
+    desired: dict[str, Any] = {}
     for step in scenario.steps:
-        if step.at_s == tick and isinstance(step.action, SetDesired) and step.action.group == group:
+        if step.at_s == tick and isinstance(step.action, SetDesired) and step.action.group == group.name:
             desired.update(step.action.state)
-    return desired
+    fields = group.model.fields
+    return {name: fields[group.model.position(name)].as_number(value) for name, value in desired.items()}

@@ -25,6 +25,7 @@ from twinfleet import (
     commands_model,
     commands_platform,
     commands_provisioning,
+    commands_query,
     commands_run,
     commands_twin,
 )
@@ -57,6 +58,20 @@ app.add_typer(commands_provisioning.app, name="provisioning")
 app.add_typer(commands_cluster.app, name="cluster")
 app.add_typer(commands_audit.app, name="audit")
 app.add_typer(commands_backup.app, name="backup")
+app.command(
+    "sql",
+    epilog=example(
+        'twinfleet sql "select site, count(*), avg(reported_temperature) from twins where not connected group by site"',
+        "twinfleet sql \"from things select name, attributes['site']\" -o csv --timeout 10",
+    ),
+)(commands_query.sql)
+app.command(
+    "query",
+    epilog=example(
+        'twinfleet query "shadow.reported.temperature>30 AND attributes.site:ber" --by model',
+        "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
+    ),
+)(commands_query.query)
 app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
     commands_run.run
 )

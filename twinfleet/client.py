@@ -212,6 +212,15 @@ class OperatorClient:
         """Delete an access key."""
         return self._ask("DELETE", f"/v1/keys/{quote(name, safe='')}")
 
+    def sql(self, sql: str, *, media_type: str, timeout_s: float, row_max: int) -> Document:
+        """Return the answer to a question in SQL, in the form of a media type."""
+        body = {"sql": sql, "timeout_s": timeout_s, "row_max": row_max}
+        return self._ask("POST", "/v1/sql", body=body, accept=media_type)
+
+    def query(self, body: Mapping[str, Any]) -> Document:
+        """Return the answer to a fleet query; the body is that of POST /v1/query."""
+        return self._ask("POST", "/v1/query", body=body)
+
     def _ask_again(self, path: str, body: object) -> Document:
         """Return the answer to a POST that may be repeated, and is while a part of the platform restarts."""
         for _ in range(_ATTEMPTS - 1):
@@ -226,11 +235,17 @@ class OperatorClient:
         return self._ask("POST", path, body=body)
 
     def _ask(
-        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        accept: str = "application/json",
     ) -> Document:
         given = {key: value for key, value in (query or {}).items() if value}
         target = f"{path}?{urlencode(given)}" if given else path
-        headers = {"Authorization": f"Bearer {self._token}", "Connection": "close"}
+        headers = {"Authorization": f"Bearer {self._token}", "Connection": "close", "Accept": accept}
         content = None
         if body is not None:
             headers["Content-Type"] = "application/json"

@@ -8,6 +8,7 @@ Reading order (a module imports only modules that stand before it in this list):
 `faults` · `model` · `formula_kinds` · `model_rules` · `model_reading` · `shipped` · `shadow` · `packed` · `cbor` ·
 `defender` · `messages` · `places` · `window` · `arena` · `program` · `interpreter` · `kernel_loops` · `kernels` ·
 `runners` · `table` · `generators` · `selection` · `link_program` · `post` · `fault_program` · `behavior` ·
-`simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` · `columns` · `query_terms` ·
-`query_grammar` · `query` · `query_columns` · `description` · `shard` · `snapshot_head` · `snapshot`
+`simulated` · `handover` · `payloads` · `ticking` · `digest` · `simulation` · `overflow_columns` · `columns` ·
+`telemetry_columns` · `query_terms` · `query_grammar` · `query` · `query_columns` · `description` · `shard` ·
+`fleet_answer` · `snapshot_head` · `snapshot`
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -13,24 +13,43 @@ from numpy.typing import NDArray
 
 from twins.messages import Connectivity
 from twins.model import Field
-from twins.shadow import Stamp
+from twins.overflow_columns import overflow_columns
+from twins.sharding import NamePattern
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.table import EXISTS, NamedRows, TwinTable
 
-_FLOAT64_MAX: Final = float(np.finfo(np.float64).max)
-FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at")
+FIXED_COLUMNS: Final = ("name", "model", "origin", "version", "connected", "updated_at", "firmware")
+# The field that the column `firmware` shows, in models that have it.
+_FIRMWARE_FIELD: Final = "firmware_version"
+# Every number of up to three digits as text: what the digits of computed names are looked up in.
+_THREE_DIGITS: Final = (
+    np.array([f"{number:03d}" for number in range(1000)], "S3").view(np.uint8).reshape(-1, 3)
+)
 
 
 @dataclass(frozen=True)
 class QueryColumn:
     """One column of some rows: `values` as a NumPy array, or positions into `choices` where that is given.
 
-    `is_valid` (bool, a row each) is None where every row has a value. `values` is a list for texts of their own.
+    `is_valid` (bool, a row each) is None where every row has a value. Texts of their own are a list, or bytes of
+    ASCII (dtype S) where they were computed.
     """
 
-    values: NDArray[Any] | list[str | None]
+    values: NDArray[Any] | list[str]
     is_valid: NDArray[np.bool_] | None = None
     choices: tuple[str, ...] = ()
+
+    def cell(self, row: int) -> Any:
+        """Return a row's value as JSON has it, None where it has none."""
+        if self.is_valid is not None and not self.is_valid[row]:
+            return None
+        value: Any = self.values[row]
+        if self.choices:
+            return self.choices[int(value)]
+        if isinstance(value, bytes):
+            return value.decode()
+        return value.item() if isinstance(value, np.generic) else value
 
 
 def column_of_attribute(name: str) -> str:
@@ -40,6 +59,33 @@ def column_of_attribute(name: str) -> str:
     return f"attribute_{name}" if taken else name
 
 
+def select_tables(
+    sources: Iterable[NamedRows | SimulatedFleet],
+    wanted: Collection[str] | None,
+    *,
+    connectivity: Mapping[str, Connectivity],
+    taken: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, QueryColumn]]:
+    """Yield the wanted columns (None: all) of each table that has twins; see `select_rows`.
+
+    A model without twins is there as a table without rows, so that every column can be asked for at any time.
+    """
+    missing = dict.fromkeys(MODELS)
+    for source in sources:
+        table = source if isinstance(source, NamedRows) else source.table
+        if table.count:
+            missing.pop(table.model.name, None)
+            yield select_rows(source, wanted, connectivity=connectivity, taken=taken)
+    for name in missing:
+        yield select_rows(_no_rows(name), wanted, connectivity={})
+
+
+@cache
+def _no_rows(model: str) -> NamedRows:
+    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
+    return NamedRows(model_named(model))
+
+
 def select_rows(
     source: NamedRows | SimulatedFleet,
     wanted: Collection[str] | None,
@@ -47,15 +93,19 @@ def select_rows(
     connectivity: Mapping[str, Connectivity],
     taken: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, QueryColumn]:
-    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows.
+    """Return the wanted columns (None: all) of every twin of a table, in the order of its rows; copies all of them.
 
-    `connectivity` is of real things, by name; a simulated one knows its own. `taken` are the attributes of real devices
-    that have the places of simulated ones.
+    A wanted name in small letters stands for columns of any case. `connectivity` is of real things, by name; a
+    simulated one knows its own. `taken` are the attributes of real devices that have the places of simulated ones.
     """
     guests = () if isinstance(source, NamedRows) else tuple(_guests(source, connectivity, taken))
     columns: dict[str, QueryColumn] = {}
-    for name, make in _available(source, connectivity, guests):
-        if wanted is None or name in wanted:
+    makers = dict(_declared(source, connectivity, guests))
+    # Real things' attributes are told apart only by looking at all of them.
+    if wanted is None or not {name.lower() for name in makers}.issuperset(name.lower() for name in wanted):
+        makers |= _attributes(source, guests)
+    for name, make in makers.items():
+        if wanted is None or name in wanted or name.lower() in wanted:
             columns[name] = make()
     return columns
 
@@ -81,7 +131,7 @@ def _guests(
             yield _Guest(row, attributes, connectivity.get(thing_name))
 
 
-def _available(
+def _declared(
     source: NamedRows | SimulatedFleet, connectivity: Mapping[str, Connectivity], guests: Sequence[_Guest]
 ) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
     table = source if isinstance(source, NamedRows) else source.table
@@ -99,11 +149,12 @@ def _available(
         "updated_at",
         lambda: QueryColumn(table.changed_at[:count].copy(), _bit(table.reported_valid, EXISTS, count)),
     )
+    if _FIRMWARE_FIELD in table.model.positions:
+        yield "firmware", _value_maker(table, "reported", table.model.positions[_FIRMWARE_FIELD])
     for position, field in enumerate(table.model.fields):
         for section in ("reported", "desired") if field.is_settable else ("reported",):
             yield f"{section}_{field.name}", _value_maker(table, section, position)
             yield f"{section}_{field.name}_at", _stamp_maker(table, section, position)
-    yield from _attributes(source, guests)
 
 
 def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
@@ -111,11 +162,31 @@ def _bit(masks: NDArray[np.uint16], bit: int, count: int) -> NDArray[np.bool_]:
     return is_set
 
 
-def _names(source: NamedRows | SimulatedFleet) -> list[str | None]:
+def _names(source: NamedRows | SimulatedFleet) -> NDArray[Any] | list[str]:
     if isinstance(source, NamedRows):
         return list(source.names)
-    pattern = source.table.pattern
-    return [f"{pattern.prefix}{i:0{pattern.width}d}{pattern.suffix}" for i in source.table.indices.tolist()]
+    return pattern_names(source.table.pattern, source.table.indices)
+
+
+def pattern_names(pattern: NamePattern, indices: NDArray[np.uint32]) -> NDArray[np.bytes_]:
+    """Return the thing names of devices as ASCII (dtype S), given their numbers in ascending order."""
+    prefix, suffix = (np.frombuffer(part.encode(), np.uint8) for part in (pattern.prefix, pattern.suffix))
+    length = max(pattern.width, len(str(int(indices[-1])))) if len(indices) else pattern.width
+    texts = np.zeros((len(indices), len(prefix) + length + len(suffix)), np.uint8)
+    start = 0
+    for digit_count in range(pattern.width, length + 1):
+        # Numbers of as many digits follow each other.
+        stop = int(np.searchsorted(indices, 10**digit_count)) if digit_count < length else len(indices)
+        part, rest, end = texts[start:stop], indices[start:stop], len(prefix) + digit_count
+        part[:, : len(prefix)] = prefix
+        part[:, end : end + len(suffix)] = suffix
+        while end > len(prefix):
+            taken = min(3, end - len(prefix))
+            higher = rest // np.uint32(1000)
+            part[:, end - taken : end] = _THREE_DIGITS[rest - higher * np.uint32(1000), 3 - taken :]
+            rest, end = higher, end - taken
+        start = stop
+    return texts.view(f"S{texts.shape[1]}").reshape(-1)
 
 
 def _origin(count: int, guests: Sequence[_Guest]) -> QueryColumn:
@@ -156,10 +227,11 @@ def _stamp_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         _, stamps, masks = _section(table, section)
         values, is_valid = stamps[position][: table.count].copy(), _bit(masks, 1 << position, table.count)
         name = table.model.fields[position].name
-        for row, kept in table.overflow.items():
-            stamp = kept.trees(section)[1].get(name)
-            if isinstance(stamp, Stamp):
-                values[row], is_valid[row] = stamp.timestamp, True
+        kept = overflow_columns(table)
+        cells = kept.cells(section, name)
+        if cells is not None:
+            rows = kept.rows[cells.has_stamp]
+            values[rows], is_valid[rows] = cells.stamps[cells.has_stamp], True
         return QueryColumn(values, is_valid)
 
     return make
@@ -172,18 +244,18 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
         values, is_valid = columns[position][: table.count], _bit(masks, 1 << position, table.count)
         if field.dtype == "choice":
             return _choice_column(table, section, field, QueryColumn(values.copy(), is_valid, field.choices))
-        is_float = field.column_dtype.kind == "f"
-        if is_float:
-            values = np.round(values.astype(np.float64), field.decimals)
+        if values.dtype.kind == "f":
+            values = values.astype(np.float64)
+            np.round(values, field.decimals, out=values)
         elif field.dtype == "bool":
             values = values.astype(np.bool_)
         else:
             values = values.copy()
-        for row, kept in table.overflow.items():
-            exact: Any = kept.trees(section)[0].get(field.name, False)
-            # A number of a device may have more digits than any float.
-            if is_float and type(exact) in (int, float) and abs(exact) <= _FLOAT64_MAX:
-                values[row], is_valid[row] = exact, True
+        kept = overflow_columns(table)
+        cells = kept.cells(section, field.name)
+        if cells is not None and values.dtype.kind == "f":
+            rows = kept.rows[cells.has_number]
+            values[rows], is_valid[rows] = cells.numbers[cells.has_number], True
         return QueryColumn(values, is_valid)
 
     return make
@@ -191,11 +263,9 @@ def _value_maker(table: TwinTable, section: str, position: int) -> Callable[[], 
 
 def _choice_column(table: TwinTable, section: str, field: Field, column: QueryColumn) -> QueryColumn:
     """Return a column of texts, with those texts that are none of the model's choices put in."""
-    others = {
-        row: kept.trees(section)[0][field.name]
-        for row, kept in table.overflow.items()
-        if type(kept.trees(section)[0].get(field.name)) is str
-    }
+    kept = overflow_columns(table)
+    cells = kept.cells(section, field.name)
+    others = {} if cells is None else {int(kept.rows[entry]): text for entry, text in cells.texts.items()}
     if not others:
         return column
     choices = (*field.choices, *sorted(set(others.values())))
@@ -208,22 +278,22 @@ def _choice_column(table: TwinTable, section: str, field: Field, column: QueryCo
 
 def _attributes(
     source: NamedRows | SimulatedFleet, guests: Sequence[_Guest]
-) -> Iterator[tuple[str, Callable[[], QueryColumn]]]:
+) -> dict[str, Callable[[], QueryColumn]]:
     if isinstance(source, NamedRows):
-        of_rows = [source.attributes.get(row, {}) for row in range(source.count)]
-        for name in sorted({name for attributes in of_rows for name in attributes}):
-            texts = [attributes.get(name) for attributes in of_rows]
-            yield column_of_attribute(name), partial(QueryColumn, texts)
-        return
+        return {
+            column_of_attribute(name): partial(_text_column, texts, source.count)
+            for name, texts in sorted(_texts_by_attribute(source).items())
+        }
+    makers: dict[str, Callable[[], QueryColumn]] = {}
+    count = source.table.count
     own = {attribute.name: attribute for attribute in source.group.attributes}
     for attribute in own.values():
-        positions = source.attributes[attribute.name][: source.table.count]
-        column = QueryColumn(positions, None, attribute.values)
-        yield column_of_attribute(attribute.name), partial(_with_guests, column, attribute.name, guests)
+        column = QueryColumn(source.attributes[attribute.name][:count].copy(), None, attribute.values)
+        makers[column_of_attribute(attribute.name)] = partial(_with_guests, column, attribute.name, guests)
     for name in sorted({name for guest in guests for name in guest.attributes} - own.keys()):
-        count = source.table.count
         column = QueryColumn(np.zeros(count, np.uint8), np.zeros(count, np.bool_), ("",))
-        yield column_of_attribute(name), partial(_with_guests, column, name, guests)
+        makers[column_of_attribute(name)] = partial(_with_guests, column, name, guests)
+    return makers
 
 
 def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> QueryColumn:
@@ -239,3 +309,22 @@ def _with_guests(column: QueryColumn, name: str, guests: Sequence[_Guest]) -> Qu
         if is_valid is not None:
             is_valid[row] = True
     return QueryColumn(values, is_valid, choices)
+
+
+def _texts_by_attribute(table: NamedRows) -> dict[str, dict[int, str]]:
+    """Return the values of each attribute by row."""
+    found: dict[str, dict[int, str]] = {}
+    for row, attributes in table.attributes.read():
+        for name, text in attributes.items():
+            found.setdefault(name, {})[row] = text
+    return found
+
+
+def _text_column(texts: Mapping[int, str], count: int) -> QueryColumn:
+    """Return the column of `count` rows that has these texts by row, each different one once."""
+    positions: dict[str, int] = {}
+    values, is_valid = np.zeros(count, np.int32), np.zeros(count, np.bool_)
+    rows = np.fromiter(texts, np.intp, len(texts))
+    values[rows] = [positions.setdefault(text, len(positions)) for text in texts.values()]
+    is_valid[rows] = True
+    return QueryColumn(values, is_valid, tuple(positions) or ("",))

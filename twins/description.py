@@ -1,7 +1,8 @@
-"""The parts of a twin's description: what `Operation.DESCRIBE` and `GET /v1/twins/THING` answer with."""
+"""The parts of a twin's description, as `Operation.DESCRIBE` gives it, and what the fleet index has of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from twins.handover import Pin
@@ -48,3 +49,27 @@ def describe_simulated(fleet: SimulatedFleet, row: int) -> dict[str, Any]:
 def describe_pin(pin: Pin | None) -> dict[str, Any] | None:
     """Return the behaviour that a twin has of its own, None where it has none; times are the twin's."""
     return None if pin is None else {"behavior": pin.behavior, "stepped_at": pin.stepped_s}
+
+
+def indexed(twin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a twin's description says of shadows, connection and device, with the names of the fleet index."""
+    named = {name: _shadow_part(shadow) for name, shadow in twin["namedShadows"].items()}
+    classic = {} if twin["shadow"] is None else _shadow_part(twin["shadow"])
+    link = twin["connectivity"]
+    return {
+        "shadow": {**classic, **({"name": named} if named else {})} or None,
+        # As the service has it for a thing that never connected.
+        "connectivity": {"connected": False} if link is None else _connectivity_part(link, twin["thingName"]),
+        "deviceDefender": twin["defender"],
+    }
+
+
+def _shadow_part(shadow: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: shadow[name] for name in ("desired", "reported", "metadata", "version") if name in shadow}
+    return {**parts, "hasDelta": "delta" in shadow}
+
+
+def _connectivity_part(link: Mapping[str, Any], thing_name: str) -> dict[str, Any]:
+    part = {"connected": link["connected"], "timestamp": link["timestamp"], "clientId": thing_name}
+    reason = link["disconnect_reason"]
+    return part if reason is None else {**part, "disconnectReason": reason}

@@ -89,7 +89,9 @@ def is_steady(item: Field) -> bool:
 
 def state_layout(model: DeviceModel) -> dict[str, np.dtype[Any]]:
     """Return the device's own columns, by field name: of those whose next value depends on the one before."""
-    read_before: set[str] = set()
+    # The connection is asked for before any field moves.
+    link = (model.connectivity.online_s, model.connectivity.offline_s)
+    read_before = {name for text in link for name in names_of(parse_formula(text))}
     seen: set[str] = set()
     for item in model.fields:
         read_before.update(name for name in _names(item) if name not in seen)

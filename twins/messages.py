@@ -181,7 +181,8 @@ class Listening(msgspec.Struct, frozen=True):
 class TickOrder(msgspec.Struct, frozen=True, array_like=True):
     """Run ticks `first_tick` to `first_tick + tick_count - 1` of a simulated group.
 
-    `desired` are values that an operator wishes for every device of the group, applied before the first of the ticks.
+    `desired` are values that an operator wishes for every device of the group, applied before the first of the ticks:
+    numbers as `model.Field.as_number` gives them.
     `faults` are those that may be felt in these ticks, also such as are over: devices may still be coming back.
     """
 

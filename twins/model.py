@@ -187,9 +187,9 @@ class Field:
 
     `quantity` and `unit` follow SenML (RFC 8428) where it has a name. `decimals` is the resolution of a float
     field: values with no more decimals are kept exactly in a float32 column. `choices` are the values of a `choice`
-    field, stored as their position. `is_settable`: the device obeys a desired value of this field, `obey_after_s`
-    seconds after it has heard of it. `generator` says how the value moves from its `start` on. `is_windowed`: its twin
-    keeps statistics of a sliding window.
+    field, stored as their position. `is_settable`: the device obeys a desired value of this field, which is constant
+    but for that, `obey_after_s` seconds after it has heard of it. `generator` says how the value moves from its
+    `start` on. `is_windowed`: its twin keeps statistics of a sliding window.
     """
 
     name: str
@@ -215,6 +215,17 @@ class Field:
             raise ModelError(
                 f"field {self.name!r}: minimum {self.minimum} is not below maximum {self.maximum}"
             )
+
+    @property
+    def number_bounds(self) -> tuple[float, float]:
+        """Return between which numbers its values lie where they are numbers: false and true, positions of choices."""
+        if self.dtype == "bool":
+            return 0.0, 1.0
+        return (0.0, len(self.choices) - 1.0) if self.choices else (self.minimum, self.maximum)
+
+    def as_number(self, value: Any) -> float:
+        """Return a value of this field (a number, a truth value, a choice) as the number that stands for it."""
+        return float(self.choices.index(value) if self.choices else value)
 
     @property
     def column_dtype(self) -> np.dtype[Any]:

@@ -106,6 +106,12 @@ def _field_mistakes(field: Field) -> _Found:
         yield from _bounds_mistakes(field)
     if field.obey_after_s < 0 or (field.obey_after_s and not field.is_settable):
         yield ("settable",), "the delay must not be negative, and belongs to a settable field"
+    if field.is_settable and not isinstance(field.generator, Constant):
+        word = generator_word(type(field.generator))
+        yield (
+            ("settable",),
+            f"a field that moves by itself ({word}) is not set; set a constant one, and let this one follow it",
+        )
     if field.is_windowed and field.dtype in _SWITCHES:
         yield ("window",), f"statistics need numbers, and this is a {field.dtype} field"
     yield from _start_mistakes(field)

@@ -63,6 +63,15 @@ class PackedMapping(MutableMapping[Key, Value]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    def read(self) -> Iterator[tuple[Key, Value]]:
+        """Yield every key with its value, which is not to be changed; what is packed stays packed."""
+        for key, value in self._kept.items():
+            yield key, self._unpack(value) if type(value) is bytes else value
+
+    def entries(self) -> tuple[list[Key], list[object]]:
+        """Return all keys and, in their order, the values as they are kept: packed (`bytes`) or not."""
+        return list(self._kept), list(self._kept.values())
+
     def packed(self) -> dict[Key, bytes]:
         """Pack every value, in place, and return them all; what nobody has asked for is as it was."""
         kept = self._kept

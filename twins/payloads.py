@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from twins.errors import InvalidRequest, RequestError
+from twins.errors import InvalidRequest, RequestError, TwinNotFound
 from twins.handover import PinOrder, PinReport
-from twins.messages import Connectivity, Listening, Registration, Request
+from twins.messages import SHADOW_OPERATION, Connectivity, Listening, Operation, Registration, Request
 from twins.shadow import client_token_of, encode_json
 
 _Decoded = TypeVar("_Decoded")
@@ -40,3 +40,15 @@ def rejection(error: RequestError, request: Request, now_s: int) -> bytes:
     if token is not None:
         body["clientToken"] = token
     return encode_json(body)
+
+
+_OF_DEVICES: Final = frozenset({*SHADOW_OPERATION.values(), Operation.TELEMETRY, Operation.DEFENDER})
+
+
+def require_caller(request: Request) -> None:
+    """Refuse, with TwinNotFound, what the device of a thing sent before the thing was unregistered.
+
+    It was on its way through broker and bridge, and would make a twin again. Operators may do as they like.
+    """
+    if not request.is_direct and request.operation in _OF_DEVICES:
+        raise TwinNotFound.of(request.thing_name)

@@ -153,6 +153,12 @@ def _scalars(value: Any, *, in_objects: bool) -> Iterator[Any]:
             yield value
 
 
+def values_of(document: Mapping[str, Any], field: str) -> Iterator[Any]:
+    """Yield the scalars that stand in a document under a field's name, those of arrays one by one."""
+    for each in _found(document, field):
+        yield from _scalars(each, in_objects=False)
+
+
 def _found(document: Mapping[str, Any], field: str) -> Iterator[Any]:
     """Yield what stands in a document under a field's name, without None; several things where keys have dots."""
     root, _, rest = field.partition(".")

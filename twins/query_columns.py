@@ -38,7 +38,7 @@ def columns_of(query: Query) -> frozenset[str] | None:
     """Return the names of the columns that answering takes, as `select_rows` wants them; None: all there are."""
     names: set[str] = set()
     for field in query.fields():
-        column = _column_name(field)
+        column = column_name(field)
         if column is None:
             return None
         names.add(column)
@@ -76,7 +76,7 @@ def _term_mask(term: Term, columns: Columns, count: int) -> Mask:
         return answer
     if term.field == "shadow.hasDelta":
         return _column_mask(term, _has_delta(columns, count), count)
-    wanted = _column_name(term.field)
+    wanted = column_name(term.field)
     if wanted is None:
         # A field above those that columns hold, or one that is seldom asked for: row by row.
         answers = (holds(term, row_document(columns, row)) for row in range(count))
@@ -122,7 +122,7 @@ def _equal(desired: QueryColumn, reported: QueryColumn, count: int) -> Mask:
     return np.asarray(ours == theirs) & _present(reported, count)
 
 
-def _column_name(field: str) -> str | None:
+def column_name(field: str) -> str | None:
     """Return the one column that may hold a field's values; None where it is not one column's business."""
     if field in _COLUMN_OF_FIELD:
         return _COLUMN_OF_FIELD[field]
@@ -140,8 +140,6 @@ def _column_name(field: str) -> str | None:
 def _present(column: QueryColumn, count: int) -> Mask:
     if column.is_valid is not None:
         return np.asarray(column.is_valid[:count])
-    if isinstance(column.values, list):
-        return np.fromiter((text is not None for text in column.values), np.bool_, count)
     return np.ones(count, np.bool_)
 
 
@@ -152,11 +150,41 @@ def _accepted(term: Match | Range, column: QueryColumn, count: int) -> Mask:
         of_choice = np.fromiter((accepts(choice) for choice in column.choices), np.bool_, len(column.choices))
         answer: Mask = of_choice[np.asarray(column.values)]
     elif isinstance(column.values, list):
-        answer = np.fromiter((text is not None and accepts(text) for text in column.values), np.bool_, count)
+        answer = np.fromiter((accepts(text) for text in column.values), np.bool_, count)
+    elif column.values.dtype.kind == "S":
+        answer = _of_names(term, column.values)
     else:
         answer = _numeric(term, column.values)
     answer = answer[:count]
     return answer if column.is_valid is None else answer & column.is_valid[:count]
+
+
+def _of_names(term: Match | Range, names: NDArray[Any]) -> Mask:
+    """Return which names (ASCII, without white space) a term accepts; those that begin otherwise are not read."""
+    words = term.pattern.words if isinstance(term, Match) else ()
+    if isinstance(term, Match) and len(words) != 1:
+        return np.zeros(len(names), np.bool_)
+    prefix = words[0].texts[0] if words else ""
+    answer = _begins(names, prefix)
+    if words and words[0].texts[1:] == ("",) and words[0].wildcards == ("*",):
+        return answer
+    rows = np.flatnonzero(answer)
+    answer[rows] = [term.accepts(name.decode()) for name in names[rows].tolist()]
+    return answer
+
+
+def _begins(names: NDArray[Any], prefix: str) -> Mask:
+    """Return which names (ASCII) begin with a text, whatever the case of the letters."""
+    width = names.dtype.itemsize
+    answer = np.ones(len(names), np.bool_)
+    if not prefix.lower().isascii() or len(prefix) > width:
+        return ~answer
+    characters = names.view(np.uint8).reshape(-1, width)
+    for position, character in enumerate(prefix.lower()):
+        column = characters[:, position]
+        either = {ord(character), ord(character.upper())}
+        answer &= np.logical_or.reduce([column == code for code in either])
+    return answer
 
 
 def _by_value(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -208,7 +236,7 @@ def row_document(columns: Columns, row: int) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     document: dict[str, Any] = {}
     for name, column in columns.items():
-        value = _cell(column, row)
+        value = column.cell(row)
         if value is None or name.startswith(_SECTION_PREFIXES):
             continue
         if name == "connected":
@@ -226,28 +254,18 @@ def _row_shadow(columns: Columns, row: int) -> dict[str, Any]:
     metadata: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, column in columns.items():
         section, _, key = name.partition("_")
-        if section in state and f"{name}_at" in columns and (value := _cell(column, row)) is not None:
+        if section in state and f"{name}_at" in columns and (value := column.cell(row)) is not None:
             state[section][key] = value
-            stamp = _cell(columns[f"{name}_at"], row)
+            stamp = columns[f"{name}_at"].cell(row)
             metadata[section][key] = {"timestamp": stamp}
     shadow: dict[str, Any] = {section: values for section, values in state.items() if values}
     if shadow:
         shadow["metadata"] = {section: stamps for section, stamps in metadata.items() if stamps}
-    if "updated_at" in columns and _cell(columns["updated_at"], row) is not None:
+    if "updated_at" in columns and columns["updated_at"].cell(row) is not None:
         shadow["hasDelta"] = any(
             key not in state["reported"] or not json_equal(value, state["reported"][key])
             for key, value in state["desired"].items()
         )
         if "version" in columns:
-            shadow["version"] = _cell(columns["version"], row)
+            shadow["version"] = columns["version"].cell(row)
     return shadow
-
-
-def _cell(column: QueryColumn, row: int) -> Any:
-    """Return a row's value as JSON has it, None where it has none."""
-    if column.is_valid is not None and not column.is_valid[row]:
-        return None
-    value: Any = column.values[row]
-    if column.choices:
-        return column.choices[int(value)]
-    return value.item() if isinstance(value, np.generic) else value

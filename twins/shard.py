@@ -6,10 +6,9 @@ The shard does no I/O and reads no clock; the same inputs in the same order give
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from typing import Any, Final
 
-from twins.columns import QueryColumn, select_rows
+from twins.columns import QueryColumn, select_tables
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
 from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
@@ -37,6 +36,7 @@ from twins.payloads import (
     decode_registration,
     decoded,
     rejection,
+    require_caller,
 )
 from twins.places import LastPlaces
 from twins.shadow import (
@@ -48,10 +48,11 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
-from twins.shipped import MODELS, model_named
+from twins.shipped import model_named
 from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
+from twins.telemetry_columns import select_telemetry
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
 
@@ -79,7 +80,7 @@ class Shard:
         self.number = number
         self.count = count
         self._simulation = Simulation(number, count)
-        self._ticking = self._simulation.ticking
+        self.ticking = self._simulation.ticking
         self.fleets = self._simulation.fleets
         self.handover = self._simulation.handover
         self.tables: dict[str, NamedRows] = {}
@@ -117,8 +118,8 @@ class Shard:
         known = self.last_outcomes.get(batch.source)
         if known is not None and batch.sequence <= known[0]:
             return known[1] if batch.sequence == known[0] else Outcome([], [])
-        if self._ticking.is_busy and any(each.operation not in READ_ONLY for each in batch.requests):
-            self._ticking.finish()
+        if self.ticking.is_busy and any(each.operation not in READ_ONLY for each in batch.requests):
+            self.ticking.finish()
         outcome = Outcome([], [])
         whole_s = int(now_s)
         self._now_s = now_s
@@ -146,7 +147,7 @@ class Shard:
             if is_late:
                 raise Overtaken
             if request.thing_name in self.unregistered:
-                _require_caller(request)
+                require_caller(request)
             body = _HANDLERS[request.operation](self, request, now_s, outcome)
         except RequestError as error:
             if request.operation is Operation.TELEMETRY:
@@ -248,8 +249,7 @@ class Shard:
 
     def _get_telemetry(self, request: Request, now_s: int, _: Outcome) -> bytes:
         streams: dict[str, Any] = {}
-        found = self._simulated(request.thing_name)
-        if found is not None:
+        if (found := self._simulated(request.thing_name)) is not None:
             fleet, row = found
             streams.update(fleet.telemetry(row, fleet.time_s(max(fleet.next_tick - 1, 0))))
         telemetry = self.telemetry.get(request.thing_name)
@@ -259,14 +259,14 @@ class Shard:
 
     def _register(self, request: Request, now_s: int, _: Outcome) -> bytes:
         registration = decoded(decode_registration, request.payload)
-        try:
-            model = model_named(registration.model)
-        except ModelError as error:
-            raise InvalidRequest(str(error)) from None
         thing_name = request.thing_name
         present = self.model_of.get(thing_name)
         if present is None and self.handover.register(thing_name, registration):
             return b"{}"
+        try:
+            model = model_named(registration.model)
+        except ModelError as error:
+            raise InvalidRequest(str(error)) from None
         self.unregistered.pop(thing_name, None)
         if present is not None and present != model.name:
             self._write_row(thing_name)
@@ -345,7 +345,7 @@ class Shard:
         found = self._simulated(thing_name)
         if found is None and thing_name not in self.model_of:
             raise TwinNotFound.of(thing_name)
-        return self.model_of[thing_name] if found is None else found[0].group.model.name
+        return self.model_of[thing_name] if found is None else found[0].table.model.name
 
     def _attributes(self, thing_name: str) -> dict[str, str]:
         found = self._simulated(thing_name)
@@ -359,8 +359,7 @@ class Shard:
 
     def _give_back(self, request: Request, now_s: int, _: Outcome) -> bytes:
         if request.thing_name in self.model_of:
-            text = "is a real thing and has no simulated device's place; there is nothing to give back"
-            raise InvalidRequest(f"{request.thing_name} {text}")
+            raise InvalidRequest(f"{request.thing_name} has no simulated place to give back")
         self.handover.give_back(request.thing_name)
         return encode_json({"thingName": request.thing_name, "origin": "simulated"})
 
@@ -372,8 +371,8 @@ class Shard:
 
     def _unpin(self, request: Request, now_s: int, _: Outcome) -> bytes:
         self._model(request.thing_name)
-        document = self._document(request.thing_name, "")
-        self.handover.unpin(request.thing_name, {} if document is None else document.reported)
+        document = self._document(request.thing_name, "") or ShadowDocument()
+        self.handover.unpin(request.thing_name, document.reported)
         return encode_json({"thingName": request.thing_name})
 
     def _pin_state(self, request: Request, now_s: int, _: Outcome) -> bytes:
@@ -443,7 +442,7 @@ class Shard:
 
     def write_rows(self) -> None:
         """Bring the columns of real things up to date, in place: whoever reads columns calls this first."""
-        self._ticking.finish()
+        self.ticking.finish()
         # In an order of their own: a set's differs from process to process, and with it a snapshot's bytes.
         for thing_name in sorted(self._unwritten):
             self._write_row(thing_name)
@@ -492,7 +491,7 @@ class Shard:
 
     def delete_group(self, name: str) -> None:
         """Remove this shard's part of a simulated group, if it is there; things registered as its devices stay."""
-        self._ticking.finish()
+        self.ticking.finish()
         fleet = self.fleets.get(name)
         if fleet is None:
             return
@@ -502,7 +501,9 @@ class Shard:
         }
         del self.fleets[name]
         for thing_name, (takeover, document) in left.items():
-            self.model_of[thing_name] = fleet.table.model.name
+            # A model that is described in a file goes with its fleet.
+            model = fleet.table.model
+            self.model_of[thing_name] = model.name if MODELS.get(model.name) == model else UNTYPED.name
             table = self._table(thing_name)
             row = table.add(thing_name)
             table.attributes[row] = dict(takeover.attributes)
@@ -512,26 +513,14 @@ class Shard:
     def tick(self, order: TickOrder) -> TickSummary:
         """Run the ordered ticks of this shard's part of a group; ModelError if there is no such group."""
         self.begin(order)
-        self._ticking.finish()
-        return self.take_summary(order.group) or TickSummary()
+        self.ticking.finish()
+        return self.ticking.take(order.group) or TickSummary()
 
     def begin(self, order: TickOrder) -> None:
-        """Take on an order of ticks, to be worked off by `advance`; ModelError, as `tick`."""
+        """Take on an order of ticks, which `ticking` works off; ModelError, as `tick`. Reading is fine meanwhile."""
         outcome = Outcome(self.announcements, [])
         for thing_name, delta in self._simulation.begin(order):
             self._publish_delta(thing_name, "", delta, outcome)
-
-    def advance(self) -> bool:
-        """Work off a piece of the ticks that have begun; tell whether there are more. Reading is fine in between."""
-        return self._ticking.advance()
-
-    def is_ticking(self, group: str) -> bool:
-        """Tell whether ticks of a group have begun and are not through."""
-        return self._ticking.is_at(group)
-
-    def take_summary(self, group: str) -> TickSummary | None:
-        """Return what has come of a group's ticks since this was asked last; None if there were none."""
-        return self._ticking.take(group)
 
     # Questions
 
@@ -541,53 +530,26 @@ class Shard:
         return real + sum(fleet.table.count for fleet in list(self.fleets.values()))
 
     def select(self, wanted: Collection[str] | None) -> Iterator[dict[str, QueryColumn]]:
-        """Yield the wanted columns (None: all) of each table of twins in this shard.
-
-        A model without twins is there as a table without rows, so that every column can be asked for at any time.
-        """
+        """Return the wanted columns (None: all) of each table of twins in this shard; see `columns.select_tables`."""
         self.write_rows()
-        missing = dict.fromkeys(MODELS)
-        for table in self.tables.values():
-            if table.count:
-                missing.pop(table.model.name, None)
-                yield select_rows(table, wanted, connectivity=self.connectivity)
-        for fleet in self.fleets.values():
-            if fleet.table.count:
-                missing.pop(fleet.table.model.name, None)
-                yield select_rows(
-                    fleet,
-                    wanted,
-                    connectivity=self.connectivity,
-                    taken=self.handover.taken(),
-                )
-        for name in missing:
-            yield select_rows(_no_rows(name), wanted, connectivity={})
+        sources: list[NamedRows | SimulatedFleet] = [*self.tables.values(), *self.fleets.values()]
+        return select_tables(sources, wanted, connectivity=self.connectivity, taken=self.handover.taken())
+
+    def select_telemetry(
+        self, wanted: Collection[str] | None, now_s: float
+    ) -> Iterator[dict[str, QueryColumn]]:
+        """Return the wanted columns (None: all) of what twins remember of their telemetry; see `telemetry_columns`."""
+        return select_telemetry(self.telemetry.read(), self.fleets.values(), wanted, now_s=int(now_s))
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""
         return self._simulation.digest_leaves()
 
 
-@cache
-def _no_rows(model: str) -> NamedRows:
-    """Return a table of a model without rows, made once: many questions are asked, and of each shard."""
-    return NamedRows(model_named(model))
-
-
 def _topic(request: Request) -> str:
     return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
 
 
-def _require_caller(request: Request) -> None:
-    """Refuse, with TwinNotFound, what the device of a thing sent before the thing was unregistered.
-
-    It was on its way through broker and bridge, and would make a twin again. Operators may do as they like.
-    """
-    if not request.is_direct and request.operation in _OF_DEVICES:
-        raise TwinNotFound.of(request.thing_name)
-
-
-_OF_DEVICES: Final = frozenset({*_SHADOW_VERB, Operation.TELEMETRY, Operation.DEFENDER})
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(
     {

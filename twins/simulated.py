@@ -178,8 +178,9 @@ class SimulatedFleet:
             field = model.fields[model.position(name)]
             if not field.is_settable:
                 raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
-            if not field.minimum <= value <= field.maximum:
-                raise ModelError(f"{name} {value} is not between {field.minimum} and {field.maximum}")
+            low, high = field.number_bounds
+            if not low <= value <= high:
+                raise ModelError(f"{name} {value} is not between {low} and {high}")
 
     def _check_faults(self, faults: Sequence[Fault]) -> None:
         fields = {item.name: item.dtype for item in self.table.model.fields}

@@ -60,10 +60,9 @@ class Head(msgspec.Struct, frozen=True):
     connectivity: dict[str, Connectivity]
     reports: dict[str, Report]
     unregistered: list[str]
-    # A snapshot from before there were places has none, which is what it stands for.
-    places: LastPlaces = msgspec.field(default_factory=LastPlaces)
-    takeovers: dict[str, Takeover] = {}
-    pins: dict[str, Pin] = {}
+    places: LastPlaces
+    takeovers: dict[str, Takeover]
+    pins: dict[str, Pin]
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode

@@ -55,3 +55,9 @@ class Ticking:
     def take(self, group: str) -> TickSummary | None:
         """Return what has come of a group's orders since this was asked last; None if there was none."""
         return self._summaries.pop(group, None)
+
+    def take_all(self) -> dict[str, TickSummary]:
+        """Finish, and return what has come of the orders of each group that nobody has taken."""
+        self.finish()
+        summaries, self._summaries = self._summaries, {}
+        return summaries

@@ -393,12 +393,13 @@ class _Draft:
 
     def takes_over(self, fleet: FleetRecord) -> bool:
         """Give the thing the model of the simulated device whose place it takes; False, refused, if it has another."""
-        model = fleet.group.model
+        model = fleet.group.model_name
         if self.record.model not in (model, UNTYPED.name):
             reason = f"is a simulated {model} of fleet {fleet.group.name!r}; create it with that model"
             self.outcome = ThingExists(self.name, reason)
             return False
-        self.thing = msgspec.structs.replace(self.record, model=model)
+        # One that is described in a file is known to the fleet only.
+        self.thing = msgspec.structs.replace(self.record, model=model if model in MODELS else UNTYPED.name)
         return True
 
     def settled(self) -> Enrolment | Refusal:

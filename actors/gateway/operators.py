@@ -28,7 +28,11 @@ from actors.gateway.key_routes import key_routes
 from actors.gateway.middleware import BodyLimit, InFlightLimit, RequestMetrics
 from actors.gateway.platform_view import PlatformView, Readiness
 from actors.gateway.problems import document, install_problems
+from actors.gateway.query_routes import query_routes
+from actors.gateway.searching import FleetSearch
 from actors.gateway.shadow_routes import ask, listing_routes, shadow_routes
+from actors.gateway.sql_desk import SqlDesk
+from actors.gateway.sql_routes import sql_routes
 from actors.gateway.standing_fleets import FleetDescription, FleetOffice
 from actors.gateway.thing_routes import endpoints_view, thing_routes
 from actors.metrics import GatewayMetrics
@@ -70,8 +74,8 @@ def create_app(
     """Return the operators' application.
 
     Its `state.metrics` are to be shared with the devices' application, `state.certificates` is to hear the broker's
-    events, `state.devices` creates what is provisioned; `await state.settle()` completes what an earlier gateway began
-    and comes before the first request.
+    events, `state.devices` creates what is provisioned, `state.sql_engine` is to be closed with it;
+    `await state.settle()` completes what an earlier gateway began and comes before the first request.
     """
     app = FastAPI(
         title="twinfleet",
@@ -85,6 +89,7 @@ def create_app(
     certificates = CertificateOffice(registry, authority=authority, platform=platform)
     devices = DeviceOffice(fleet, registry, certificates=certificates, platform=platform)
     fleets = FleetOffice(fleet, registry, turn=devices.turn)
+    desk = SqlDesk(fleet, registry, platform)
 
     async def settle() -> None:
         await certificates.begin()
@@ -93,6 +98,8 @@ def create_app(
 
     app.state.certificates = certificates
     app.state.devices = devices
+    # To be closed with the application.
+    app.state.sql_engine = desk.engine
     app.state.metrics = metrics
     app.state.settle = settle
     install_problems(app)
@@ -111,6 +118,8 @@ def create_app(
     app.include_router(publish_routes(platform.messaging, operators_may_publish), dependencies=GUARDED)
     app.include_router(retained_routes(platform.messaging), dependencies=GUARDED)
     app.include_router(jobs_routes(registry), dependencies=GUARDED)
+    app.include_router(sql_routes(desk), dependencies=GUARDED)
+    app.include_router(query_routes(fleet, FleetSearch(fleet, registry)), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.
     app.add_middleware(InFlightLimit, probes=OPEN_PATHS)
     app.add_middleware(Authentication, identity=identity, open_paths=OPEN_PATHS)

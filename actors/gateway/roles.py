@@ -43,6 +43,8 @@ _RULES: Final[dict[tuple[str, str], Role]] = {
     **{(method, path): "operator" for method in _CHANGE for path in _SHARED},
     # A search changes nothing; its query only does not fit a path.
     ("POST", "/indices/search"): "viewer",
+    ("POST", "/v1/sql"): "viewer",
+    ("POST", "/v1/query"): "viewer",
     ("POST", "/topics"): "operator",
 }
 

@@ -1,12 +1,12 @@
 """Fleet queries over the registered things: what the registry knows of them and, where a query asks, what twins do.
 
-Nothing is indexed beforehand, so an answer is never stale: things are walked in name order, in pages, and twins are
-asked only for queries that need them.
+Nothing is indexed beforehand, so an answer is never stale. A query that shards can answer is answered by them; for
+others, things are walked in name order, in pages, and twins are asked only where that is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,10 @@ from actors.errors import DescriptionError
 from actors.fleet import Fleet, describe_request, reply_document
 from actors.registry.records import ThingRecord
 from actors.registry.registry import Registry
+from twins.description import indexed
+from twins.fleet_answer import FleetAnswer, FleetQuestion, answer_documents
 from twins.query import Query, matches, parse
+from twins.query_terms import ANY_FIELD
 
 # The one index there is, and the version of its queries, by AWS IoT's names.
 INDEX_NAME: Final = "AWS_Things"
@@ -23,6 +26,8 @@ QUERY_VERSION: Final = "2017-09-30"
 _WALK_PAGE: Final = 500
 # Twins asked for one answer, some seconds of work; beyond that the answer is a page with a token to go on from.
 _TWINS_ASKED_MAX: Final = 20_000
+# Fields that only the registry knows.
+_REGISTRY_FIELDS: Final = frozenset({"thingId", "thingTypeName", "thingGroupNames", ANY_FIELD})
 # Parts of a document that only the twin knows.
 _TWIN_PARTS: Final = ("shadow", "connectivity", "deviceDefender")
 
@@ -48,6 +53,8 @@ class FleetSearch:
         There may be more even if there are fewer than `limit`: `next_token` tells.
         """
         asks_twins = needs_twins(query)
+        if asks_twins and not needs_registry(query):
+            return await self._page_of_shards(query, after=after, limit=limit)
         found: list[ThingRecord] = []
         examined = 0
         cursor: str | None = after
@@ -65,6 +72,34 @@ class FleetSearch:
             if asks_twins and examined >= _TWINS_ASKED_MAX:
                 return SearchPage(found, cursor)
         return SearchPage(found, None)
+
+    async def _page_of_shards(self, query: Query, *, after: str, limit: int) -> SearchPage:
+        """Return a page as `page` does, where the shards know all that is asked."""
+        found: list[ThingRecord] = []
+        cursor: str | None = after
+        while cursor is not None and len(found) <= limit:
+            # Also such twins as the registry does not know, or not any more.
+            question = FleetQuestion(str(query), name_count_max=limit + 1, after=cursor, has_simulated=False)
+            names = (await self._fleet.answer(question)).answer.names
+            registered = await self._registry.things.find(names)
+            found += [registered[name] for name in names if name in registered]
+            cursor = names[-1] if len(names) > limit else None
+        return SearchPage(found[:limit], found[limit - 1].name if len(found) > limit else None)
+
+    async def answer(self, question: FleetQuestion) -> FleetAnswer:
+        """Return the answer of the registered things to a fleet query, from a document of each."""
+        query = parse(question.query)
+        parts, cursor = [], ""
+        asks_twins = needs_twins(query) or any(
+            asked.partition(".")[0] in _TWIN_PARTS for asked in (question.field, question.group_by)
+        )
+        while True:
+            page = await self._registry.things.page(after=cursor, limit=_WALK_PAGE)
+            documents = await self.documents(page.things, with_twins=asks_twins)
+            parts.append(answer_documents(question, [each for each in documents if matches(query, each)]))
+            if page.next_cursor is None:
+                return FleetAnswer.of(question, parts)
+            cursor = page.next_cursor
 
     async def dynamic_groups_of(self, thing: ThingRecord) -> list[str]:
         """Return the names of the dynamic groups whose queries ask for a thing, in order."""
@@ -84,7 +119,7 @@ class FleetSearch:
             for document, reply in zip(documents, replies, strict=True):
                 # Between the registry's answer and the twin's, a thing may go.
                 if reply.status == 200:
-                    document.update(_twin_part(reply_document(reply)))
+                    document.update(indexed(reply_document(reply)))
         return documents
 
 
@@ -93,36 +128,17 @@ def needs_twins(query: Query) -> bool:
     return any(query.needs(part) for part in _TWIN_PARTS)
 
 
+def needs_registry(query: Query) -> bool:
+    """Tell whether a query asks for what only the registry knows."""
+    return not query.fields().isdisjoint(_REGISTRY_FIELDS)
+
+
 def check_index(index_name: str | None, query_version: str | None) -> None:
     """Refuse, with DescriptionError, an index or a version of the query grammar that is not here."""
     if index_name not in (None, "", INDEX_NAME):
         raise DescriptionError(f"index {index_name!r}", f"is not here; ask {INDEX_NAME}")
     if query_version not in (None, "", QUERY_VERSION):
         raise DescriptionError(f"query version {query_version!r}", f"is not here; ask with {QUERY_VERSION}")
-
-
-def _twin_part(twin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a twin's description has to say, with the names of the fleet index."""
-    named = {name: _shadow_part(shadow) for name, shadow in twin["namedShadows"].items()}
-    classic = {} if twin["shadow"] is None else _shadow_part(twin["shadow"])
-    link = twin["connectivity"]
-    return {
-        "shadow": {**classic, **({"name": named} if named else {})} or None,
-        # As the service has it for a thing that never connected.
-        "connectivity": {"connected": False} if link is None else _connectivity_part(link, twin["thingName"]),
-        "deviceDefender": twin["defender"],
-    }
-
-
-def _shadow_part(shadow: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {name: shadow[name] for name in ("desired", "reported", "metadata", "version") if name in shadow}
-    return {**parts, "hasDelta": "delta" in shadow}
-
-
-def _connectivity_part(link: Mapping[str, Any], thing_name: str) -> dict[str, Any]:
-    part = {"connected": link["connected"], "timestamp": link["timestamp"], "clientId": thing_name}
-    reason = link["disconnect_reason"]
-    return part if reason is None else {**part, "disconnectReason": reason}
 
 
 def _registry_part(thing: ThingRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "turns", "recovery", "journal")
+NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "turns", "recovery", "journal", "sql")
 
 
 def main() -> None:
@@ -20,16 +20,15 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
-    parser.add_argument("--twins", type=int, help="for recovery and hundred_million: how many twins")
+    parser.add_argument(
+        "--twins", type=int, help="for recovery, sql and hundred_million: how many twins there are"
+    )
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:
         if not arguments.json:
             print(f"{name}: measuring ...", file=sys.stderr, flush=True)
-        options = (
-            {"twin_count": arguments.twins}
-            if name in ("recovery", "hundred_million") and arguments.twins
-            else {}
-        )
+        takes_count = name in ("recovery", "sql", "hundred_million")
+        options = {"twin_count": arguments.twins} if takes_count and arguments.twins else {}
         results: list[BenchResult] = importlib.import_module(f"tests.bench.{name}").measure(**options)
         for result in results:
             if arguments.json:

@@ -10,8 +10,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from actors.arrow_tables import shards_read_at
+from actors.asking import ask_fleet
 from actors.fleet import Fleet, LocalFleet
-from twins.errors import InvalidRequest, ModelError, PayloadTooLarge, ShadowNotFound, VersionConflict
+from twins.errors import (
+    InvalidRequest,
+    ModelError,
+    PayloadTooLarge,
+    QueryError,
+    ShadowNotFound,
+    VersionConflict,
+)
+from twins.fleet_answer import FleetQuestion
 from twins.messages import Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 
@@ -331,10 +341,73 @@ async def test_all_twins_stand_in_one_table(fleet: Fleet, homes: Group, prefix: 
         assert simulated[f"reported_{name}_at"] == document["metadata"]["reported"][name]["timestamp"]
 
 
-async def test_a_table_has_the_wanted_columns_and_the_name(fleet: Fleet, homes: Group, prefix: str) -> None:
-    table = await rows_of(fleet, prefix, ["site", "reported_temperature", "no_such_column"])
+async def test_a_table_has_the_wanted_columns_and_a_row_for_each_twin(
+    fleet: Fleet, homes: Group, prefix: str
+) -> None:
+    table = await rows_of(fleet, prefix, ["name", "SITE".lower(), "reported_temperature", "no_such_column"])
     assert set(table.column_names) == {"name", "site", "reported_temperature"}
     assert table.num_rows == homes.count
+    for columns in (["no_such_column"], [], ["reported_temperature"], ["origin"]):
+        assert (await fleet.twins_table(columns)).num_rows >= homes.count
+
+
+async def test_columns_come_by_shard_and_are_not_to_be_written_where_they_are_shared(
+    fleet: Fleet, homes: Group
+) -> None:
+    await fleet.tick([TickOrder(homes.name, 0, TICKS)])
+    found = await fleet.shard_columns(["name", "reported_temperature", "site"])
+    assert [one.shard for one in found] == list(range(fleet.shard_count))
+    rows = {}
+    for one in found:
+        for table in one.tables:
+            names, values = table["name"], table.get("reported_temperature")
+            for row in range(len(names.values)):
+                rows[names.cell(row)] = None if values is None else values.cell(row)
+    expected = await fleet.twins_table(["name", "reported_temperature"])
+    assert rows == dict(zip(*(column.to_pylist() for column in expected.columns), strict=True))
+    before = dict(rows)
+    await fleet.tick([TickOrder(homes.name, TICKS, TICKS)])
+    for one in found:
+        for table in one.tables:
+            for row in range(len(table["name"].values)):
+                value = table["reported_temperature"].cell(row) if "reported_temperature" in table else None
+                assert value == before[table["name"].cell(row)]
+
+
+async def test_a_fleet_query_is_answered_by_all_shards(fleet: Fleet, homes: Group, prefix: str) -> None:
+    await fleet.tick([TickOrder(homes.name, 0, TICKS)])
+    await report(fleet, f"{prefix}-lamp", {"temperature": 90, "on": True})
+    warm = f"shadow.reported.temperature>=85 AND thingName:{prefix}*"
+    reading = await fleet.answer(FleetQuestion(warm, "shadow.reported.temperature", "model", 3))
+    assert (reading.answer.count, reading.answer.names) == (1, [f"{prefix}-lamp"])
+    assert (await fleet.answer(FleetQuestion(f"shadow.reported.on:true AND {warm}"))).answer.count == 1
+    everybody = await fleet.answer(FleetQuestion(f"thingName:{prefix}*", name_count_max=2))
+    assert everybody.answer.count == homes.count + 1
+    assert sorted(reading.read_at) == list(range(fleet.shard_count))
+    with pytest.raises(QueryError, match="column"):
+        await fleet.answer(FleetQuestion("temperature>"))
+
+
+async def test_a_table_says_when_each_shard_was_read(fleet: Fleet, homes: Group) -> None:
+    for table in (await fleet.twins_table(["name"]), await fleet.telemetry_table(["name"])):
+        assert sorted(shards_read_at(table)) == list(range(fleet.shard_count))
+
+
+async def test_the_recent_telemetry_of_all_things_stands_in_one_table(
+    fleet: Fleet, homes: Group, prefix: str
+) -> None:
+    await fleet.tick([TickOrder(homes.name, 0, TICKS)])
+    lamp = f"{prefix}-lamp"
+    await fleet.ask(Request(Operation.TELEMETRY, lamp, b'{"power": 3, "mode": "eco"}', "main"))
+    sql = f"select * from telemetry_recent where name in ('{lamp}', '{homes.pattern.name(3)}') order by all"
+    answer = await ask_fleet(fleet, sql)
+    assert sorted(shards_read_at(answer)) == list(range(fleet.shard_count))
+    rows = {(row["name"], row["stream"], row["field"]): row for row in answer.to_pylist()}
+    power, mode = rows[lamp, "main", "power"], rows[lamp, "main", "mode"]
+    assert (power["value"], power["text"], power["count"], power["mean"]) == (3.0, None, 1, 3.0)
+    assert (mode["value"], mode["text"], mode["count"], mode["mean"]) == (None, "eco", 0, None)
+    told = (await fleet.twin(homes.pattern.name(3)).telemetry())["streams"]["reported"]
+    assert {field for name, _, field in rows if name == homes.pattern.name(3)} == set(told)
 
 
 async def test_columns_have_the_promised_types(fleet: Fleet, homes: Group, prefix: str) -> None:
@@ -342,7 +415,9 @@ async def test_columns_have_the_promised_types(fleet: Fleet, homes: Group, prefi
     schema = (await rows_of(fleet, prefix)).schema
     found = {name: str(schema.field(name).type) for name in schema.names}
     assert found["version"] == found["updated_at"] == found["reported_temperature_at"] == "uint32"
-    assert found["name"] == found["model"] == found["origin"] == found["site"] == "string"
+    assert found["name"] == "string"
+    repeated = "dictionary<values=string, indices=int8, ordered=0>"
+    assert found["model"] == found["origin"] == found["site"] == found["firmware"] == repeated
     assert (found["connected"], found["reported_temperature"]) == ("bool", "double")
 
 

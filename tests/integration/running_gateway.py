@@ -127,6 +127,7 @@ async def open_gateway(redis_url: str, data_dir: Path, *, prefix: str) -> AsyncI
     try:
         yield Gateway(fleet, registry, authority, platform, app, device_app)
     finally:
+        app.state.sql_engine.close()
         await registry.close()
         await notes.close()
 

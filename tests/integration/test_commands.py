@@ -249,3 +249,47 @@ async def test_a_wrong_token_is_a_refusal_that_names_the_file(terminal: Terminal
     write_atomically(DataDirectory(terminal.data_dir).operator_token_file, b"another token")
     code, _, err = await terminal.type("device list")
     assert (code, "operator_token_file" in err) == (1, True)
+
+
+async def test_questions_in_sql_are_answered_in_each_form(terminal: Terminal) -> None:
+    for name, temperature in (("lamp-1", 21), ("lamp-2", 22.5)):
+        state = encode_json({"state": {"reported": {"temperature": temperature}}})
+        register = Request(Operation.REGISTER, name, b'{"model": "thermostat"}')
+        await terminal.gateway.fleet.ask_many([register, Request(Operation.SHADOW_UPDATE, name, state)])
+    ask = 'sql "select name, reported_temperature as t, connected from twins order by name" --timeout 20'
+    code, out, err = await terminal.type(ask)
+    assert (code, err) == (0, "")
+    heading, *rows, age = out.splitlines()
+    assert heading.split() == ["name", "t", "connected"]
+    assert [row.split() for row in rows] == [["lamp-1", "21.0"], ["lamp-2", "22.5"]]
+    assert age.startswith("2 rows, ")
+    assert age.endswith(" ms old")
+    assert (await terminal.type(f"{ask} -o csv"))[1] == "name,t,connected\nlamp-1,21.0,\nlamp-2,22.5,\n"
+    assert json.loads((await terminal.type(f"{ask} -o json"))[1])["rows"][1] == ["lamp-2", 22.5, None]
+    code, out, err = await terminal.type('sql "select nme from twins"')
+    assert (code, out) == (1, "")
+    assert "nme" in err
+    code, out, err = await terminal.type('sql "select * from range(3)" --rows 2')
+    assert (code, "more than 2 rows" in err) == (1, True)
+
+
+async def test_a_fleet_query_is_answered_in_words_and_as_the_api_does(terminal: Terminal) -> None:
+    for number in range(4):
+        name = f"lamp-{number}"
+        state = encode_json({"state": {"reported": {"temperature": 20.5 + number}}})
+        register = Request(Operation.REGISTER, name, b'{"model": "thermostat"}')
+        await terminal.gateway.fleet.ask_many([register, Request(Operation.SHADOW_UPDATE, name, state)])
+    field = "shadow.reported.temperature"
+    code, out, err = await terminal.type(f"query '{field}>21' --of {field} --by model --names 2")
+    assert (code, err) == (0, "")
+    assert out.startswith("3 twins, ")
+    words = out.split()
+    assert words[words.index("min") + 1] == "21.5"
+    assert words[words.index("p50") + 1] == "22.5"
+    assert words[words.index("thermostat") + 1] == "3"
+    assert words[-2:] == ["lamp-1", "lamp-2"]
+    document = json.loads((await terminal.type(f"query '{field}>21' -o json"))[1])
+    assert (document["count"], len(document["shards"])) == (3, 4)
+    code, out, err = await terminal.type("query 'temperature>21'")
+    assert (code, out) == (1, "")
+    assert "column 1" in err

@@ -6,15 +6,18 @@ import copy
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from twins.errors import ModelError, ModelInvalid
-from twins.messages import GroupOrder, encode
+from twins.messages import Batch, GroupOrder, Operation, Request, TickOrder, encode
 from twins.model import DeviceModel, Group
 from twins.model_reading import model_schema, read_model
+from twins.shadow import encode_json
+from twins.shard import Shard
 from twins.shipped import MODELS, model_named
 
 VALIDATOR = Draft202012Validator(model_schema())
@@ -74,10 +77,15 @@ of_switches = st.one_of(
 
 def field(name: str, dtype: str, **more: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     fixed = {"name": name, "quantity": "anything", "unit": "", "dtype": dtype}
-    return st.fixed_dictionaries(
-        {key: st.just(value) for key, value in fixed.items()},
-        optional={"settable": st.booleans() | mapping(after=durations), **more},
-    )
+    needed = {key: st.just(value) for key, value in fixed.items()}
+    more["settable"] = st.booleans() | mapping(after=durations)
+    return st.fixed_dictionaries(needed, optional=more).map(_settable_if_constant)
+
+
+def _settable_if_constant(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the field without wishes where it moves by itself."""
+    moves = values.get("generator", "constant") != "constant"
+    return {key: value for key, value in values.items() if key != "settable" or not moves}
 
 
 starts = numbers | st.tuples(numbers, numbers, st.sampled_from([0, 0.25])).map(
@@ -145,6 +153,27 @@ def test_a_model_that_is_read_travels_by_value_and_fits_the_schema(data: dict[st
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "untyped"])
 def test_every_shipped_model_travels_by_value(name: str) -> None:
     assert again(model_named(name)) == model_named(name)
+
+
+@settings(max_examples=60)
+@given(models)
+def test_every_model_that_is_read_can_be_simulated_within_its_bounds(data: dict[str, Any]) -> None:
+    model = read_model(data)
+    shard = Shard(0, 1)
+    shard.create_group(Group("homes", model, "home-{i}", 40, 1, 1_767_225_600, report_every_ticks=2))
+    summary = shard.tick(TickOrder("homes", 0, 6))
+    assert summary.device_ticks == 240
+    wish = encode_json({"state": {"desired": {"switch": True, "mode": "day", "number": 5.5, "count": 3}}})
+    request = Request(Operation.SHADOW_UPDATE, "home-3", wish, is_direct=True)
+    [reply] = shard.apply(Batch("", 0, [request]), 1_767_225_606).replies
+    assert reply.status == 200
+    shard.tick(TickOrder("homes", 6, 6))
+    table = shard.fleets["homes"].table
+    for position, field in enumerate(model.fields):
+        values = table.reported[position][:40].astype(float)
+        assert np.all(np.isfinite(values))
+        if field.dtype not in ("bool", "choice"):
+            assert np.all((values >= field.minimum) & (values <= field.maximum))
 
 
 rubbish = st.sampled_from(

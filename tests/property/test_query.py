@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tests.property.json_values import BORDERS
 from twins.columns import QueryColumn
+from twins.description import indexed
 from twins.errors import QueryError
+from twins.fleet_answer import FleetQuestion, answer_question
 from twins.messages import Batch, Operation, Request
 from twins.model import Attribute, Group
 from twins.query import Query, holds, matches, parse
@@ -251,6 +253,87 @@ def test_columns_answer_every_query_as_documents_do(entries: list[Any], expressi
         assert mask(query, columns, count).tolist() == expected
         assert mask(query, asked, count).tolist() == expected
         assert mask(query, columns, count).dtype == np.bool_
+
+
+@settings(max_examples=200)
+@given(entries_of_a_table, expressions)
+@example(
+    [("lamp", {"reported": {"temperature": "21"}}, {})],
+    Match("shadow.reported.temperature", pattern_of([("2", False), ("1", False)])),
+)
+@example(
+    [("home-7", {"reported": {"temperature": [50]}}, {})], Range("shadow.reported.temperature", 40, None)
+)
+@example([("lamp", {"desired": {"x": 1}}, {})], Exists("shadow.desired.x"))
+def test_a_shard_answers_every_query_as_the_documents_of_its_twins_do(
+    entries: list[Any], expression: Expression
+) -> None:
+    query = Query(expression)
+    shard = shard_of(entries)
+    expected = []
+    for thing in ("lamp", "door", *(f"home-{number}" for number in range(10))):
+        asked = Request(Operation.DESCRIBE, thing, b"", "", is_direct=True)
+        [reply] = shard.apply(Batch("", 0, [asked]), NOW_S).replies
+        if reply.status == 200:
+            described = msgspec.json.decode(reply.payload)
+            whole = {name: described[name] for name in ("thingName", "model", "origin", "attributes")}
+            if matches(query, whole | indexed(described)):
+                expected.append(thing)
+    answer = answer_question(shard, FleetQuestion(str(query), name_count_max=20), NOW_S)
+    assert (answer.count, answer.names) == (len(expected), sorted(expected))
+
+
+# One of many ways to say 21 degrees, some of which columns hold.
+degrees = st.sampled_from([21, 21.0, 21.55, 2**60, "21", None, [21], True])
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["lamp", "door", "home-7"]),
+        st.sampled_from(["report", "wish", "leave", "keep"]),
+        degrees,
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150)
+@given(steps)
+def test_columns_that_are_read_again_and_again_say_what_is_so_each_time(history: list[Any]) -> None:
+    shard = shard_of([])
+    for thing, what, value in history:
+        if what == "leave":
+            shard.apply(Batch("", 0, [Request(Operation.UNREGISTER, thing, b"")]), NOW_S)
+        elif what == "keep":
+            shard.write_rows()
+            for table in (*shard.tables.values(), *(fleet.table for fleet in shard.fleets.values())):
+                table.overflow.packed()
+        else:
+            section, field = ("reported", "temperature") if what == "report" else ("desired", "set_point")
+            if not thing.startswith("home-"):
+                shard.apply(
+                    Batch("", 0, [Request(Operation.REGISTER, thing, b'{"model": "thermostat"}')]), NOW_S
+                )
+            update = encode_json({"state": {section: {field: value, "text": "x"}}})
+            shard.apply(Batch("", 0, [Request(Operation.SHADOW_UPDATE, thing, update)]), NOW_S)
+        found = {}
+        for columns in shard.select(None):
+            for row in range(row_count(columns)):
+                name = columns["name"].cell(row)
+                found[name] = {
+                    at: columns[at].cell(row)
+                    for at in ("reported_temperature", "desired_set_point", "desired_set_point_at")
+                    if at in columns
+                }
+        for name, cells in found.items():
+            [reply] = shard.apply(
+                Batch("", 0, [Request(Operation.DESCRIBE, name, b"", "", is_direct=True)]), NOW_S
+            ).replies
+            shadow = msgspec.json.decode(reply.payload)["shadow"] or {}
+            wished = shadow.get("desired", {}).get("set_point")
+            told = (shadow.get("reported", {}).get("temperature"), wished)
+            numbers = [float(each) if type(each) in (int, float) else None for each in told]
+            assert [cells["reported_temperature"], cells["desired_set_point"]] == numbers
+            is_there = wished is not None and type(wished) is not list
+            assert (cells["desired_set_point_at"] is not None) == is_there
 
 
 # Every kind of term on every kind of column, so that none is left to luck.

@@ -15,7 +15,7 @@ from tests.property.json_values import any_states, exact, whole_values
 from twins import messages, snapshot
 from twins.digest import combine_digest
 from twins.errors import SnapshotError
-from twins.messages import Batch, Connectivity, Operation, Outcome, Request, TickOrder, TickSummary
+from twins.messages import Batch, Connectivity, Operation, Outcome, Places, Request, TickOrder, TickSummary
 from twins.model import Attribute, Field, Group
 from twins.shadow import encode_json
 from twins.shard import Shard
@@ -93,7 +93,8 @@ def live(shard: Shard, step: Any, number: int) -> Outcome | TickSummary:
     source = ("", "bridge", "gateway")[number % 3]
     if step == "again":
         return shard.apply(Batch("bridge", max(number - 2, 0), []), NOW_S + number)
-    return shard.apply(Batch(source, number, [step]), NOW_S + 40 * number)
+    places = Places(1, [number + 1], [0] * (number % 2)) if source == "bridge" else None
+    return shard.apply(Batch(source, number, [step], places), NOW_S + 40 * number)
 
 
 def everything(shard: Shard) -> Any:
@@ -123,6 +124,8 @@ def everything(shard: Shard) -> Any:
         "refused": shard.refused_telemetry_count,
         "twins": shard.twin_count(),
         "outcomes": shard.last_outcomes,
+        # Their order is which of them is forgotten first.
+        "places": (shard.last_places.memory, list(shard.last_places.of_subject.items())),
         "models": shard.model_of,
         "takeovers": shard.handover.takeovers,
         "pins": shard.handover.pins,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.json_values import BORDERS, KEYS, any_states, exact, leaves
-from twins.columns import QueryColumn
 from twins.errors import RequestError
 from twins.messages import Batch, Operation, Publish, Request, TickOrder
 from twins.model import Group
@@ -104,16 +102,6 @@ def compare_documents(shard: Shard, thing: str, document: ShadowDocument, now_s:
         assert exact(msgspec.json.decode(reply.payload)) == expected
 
 
-def cell(column: QueryColumn, row: int) -> Any:
-    """Return the value of one row, None where it has none."""
-    if column.is_valid is not None and not column.is_valid[row]:
-        return None
-    value = column.values[row]
-    if column.choices:
-        return column.choices[int(value)]  # type: ignore[arg-type] # positions, where there are choices
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def expected_cell(dtype: str, value: Any) -> Any:
     """Return what a question sees of a field's value: what is of the column's kind, however exactly it is kept."""
     if dtype == "choice":
@@ -130,9 +118,9 @@ def check_columns(shard: Shard, thing: str, document: ShadowDocument) -> None:
         for part in shard.select(None)
         if part["model"].choices == (THERMOSTAT.name,) and part["origin"].choices == (origin,)
     ]
-    row = list(part["name"].values).index(thing)
-    assert cell(part["version"], row) == document.version
-    assert cell(part["updated_at"], row) == (document.changed_at_s if document.exists else None)
+    row = next(row for row in range(len(part["name"].values)) if part["name"].cell(row) == thing)
+    assert part["version"].cell(row) == document.version
+    assert part["updated_at"].cell(row) == (document.changed_at_s if document.exists else None)
     for field in THERMOSTAT.fields:
         for section in ("reported", "desired") if field.is_settable else ("reported",):
             state = getattr(document, section)
@@ -140,9 +128,9 @@ def check_columns(shard: Shard, thing: str, document: ShadowDocument) -> None:
             value = state.get(field.name)
             if type(value) in (int, float) and abs(value) >= 1e308:
                 continue  # where a float ends is not this test's business
-            found = cell(part[f"{section}_{field.name}"], row)
+            found = part[f"{section}_{field.name}"].cell(row)
             assert exact(found) == exact(expected_cell(field.dtype, value))
-            assert cell(part[f"{section}_{field.name}_at"], row) == getattr(stamp, "timestamp", None)
+            assert part[f"{section}_{field.name}_at"].cell(row) == getattr(stamp, "timestamp", None)
 
 
 @settings(max_examples=250)

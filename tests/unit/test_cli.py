@@ -90,6 +90,8 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
+        ("sql",),
+        ("query",),
         *(("twin", name) for name in ("describe", "get", "set", "watch", "give-back", "pin", "unpin")),
         *(
             ("device", name)

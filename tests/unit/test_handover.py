@@ -70,14 +70,9 @@ def row_of(shard: Shard, thing: str = THING) -> dict[str, Any]:
     """Return what a question finds of a twin, None where a column has nothing."""
     found: dict[str, Any] = {}
     for part in shard.select(None):
-        if thing not in (names := list(part["name"].values)):
-            continue
-        row = names.index(thing)
-        for name, column in part.items():
-            value: Any = column.values[row]
-            if column.is_valid is not None and not column.is_valid[row]:
-                value = None
-            found[name] = column.choices[int(value)] if column.choices and value is not None else value
+        names = [part["name"].cell(row) for row in range(len(part["name"].values))]
+        if thing in names:
+            found = {name: column.cell(names.index(thing)) for name, column in part.items()}
     return found
 
 
@@ -105,7 +100,7 @@ def test_a_thing_takes_the_row_of_a_simulated_device_over_with_its_shadow(shard:
     assert (other["origin"], other["floor"]) == ("simulated", None)
     assert other["site"] in ("berlin", "paris")
     connect(shard, 1)
-    assert row_of(shard)["connected"] is np.True_
+    assert row_of(shard)["connected"] == np.True_
     assert done(shard, Operation.DESCRIBE)["connectivity"]["connected"] is True
 
 
@@ -211,7 +206,7 @@ def test_what_was_not_taken_over_cannot_be_given_back(shard: Shard) -> None:
     done(shard, Operation.REGISTER, {"model": "thermostat"}, thing="lamp")
     for thing, status, text in (
         (THING, 400, "is simulated"),
-        ("lamp", 400, "nothing to give back"),
+        ("lamp", 400, "no simulated place"),
         ("nobody", 404, "No twin"),
     ):
         reply = ask(shard, Operation.GIVE_BACK, thing=thing)
@@ -426,7 +421,7 @@ def test_all_of_it_stands_in_a_snapshot(pinned: Shard) -> None:
 def begun(shard: Shard) -> None:
     shard.begin(TickOrder("homes", homes(shard).next_tick, 20))
     for _ in range(5):
-        assert shard.advance()
+        assert shard.ticking.advance()
 
 
 def outcome_in_mid_tick(shard: Shard, request: Request) -> Outcome:
@@ -438,16 +433,16 @@ def test_a_question_is_answered_in_the_middle_of_ticks(shard: Shard) -> None:
     run(shard)
     outcome = outcome_in_mid_tick(shard, Request(Operation.SHADOW_GET, THING))
     assert len(outcome.publishes) == 1
-    assert shard.is_ticking("homes")
-    assert not shard.is_ticking("offices")
-    while shard.advance():
+    assert shard.ticking.is_at("homes")
+    assert not shard.ticking.is_at("offices")
+    while shard.ticking.advance():
         pass
-    summary = shard.take_summary("homes")
+    summary = shard.ticking.take("homes")
     other = new_shard()
     run(other)
     assert run(other, 20) == summary
     assert other.digest_leaves() == shard.digest_leaves()
-    assert shard.take_summary("homes") is None
+    assert shard.ticking.take("homes") is None
 
 
 @pytest.mark.parametrize("what", ["request", "order", "snapshot", "columns", "digest", "deletion"])
@@ -468,16 +463,16 @@ def test_whatever_changes_or_shows_a_whole_shard_waits_for_whole_ticks(shard: Sh
     order = TickOrder("homes", 0, 20)
     shard.begin(order)
     for _ in range(5):
-        assert shard.advance()
+        assert shard.ticking.advance()
     other = new_shard()
     whole = other.tick(order)
     if what == "order":
         # It begins where the first one ends.
-        while shard.advance():
+        while shard.ticking.advance():
             pass
-        assert shard.take_summary("homes") == whole
+        assert shard.ticking.take("homes") == whole
     assert act(shard) == act(other)
     if what != "order":
-        assert shard.take_summary("homes") == whole
-    assert not shard.is_ticking("homes")
+        assert shard.ticking.take("homes") == whole
+    assert not shard.ticking.is_at("homes")
     assert dump_shard(shard) == dump_shard(other)

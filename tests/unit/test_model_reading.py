@@ -66,7 +66,7 @@ def of_field(position: int, **values: Any) -> Change:
 
 
 def moved_by(position: int, word: str, generator: Any) -> Change:
-    return of_field(position, generator={word: generator})
+    return of_field(position, generator={word: generator}, settable=None)
 
 
 def mistakes(data: Any) -> list[tuple[str, str]]:
@@ -182,6 +182,7 @@ def test_a_name_that_is_no_models_gets_the_nearest() -> None:
         (of_field(2, start=61), "fields[2].start", "within -20 to 60"),
         (of_field(3, start=0.5), "fields[3].start", "whole numbers"),
         (of_field(2, minimum=5, start=None), "fields[2].start", "0 is not from 5 to 60"),
+        (of_field(2, settable=True), "fields[2].settable", "moves by itself (random_walk)"),
         (of_field(0, settable={"afer": "5s"}), "fields[0].settable.afer", "did you mean 'after'"),
         (of_field(0, settable={"after": 5}), "fields[0].settable.after", "must be a duration"),
         (of_field(0, settable="yes"), "fields[0].settable", "must be true, false"),

@@ -20,6 +20,8 @@ from actors.registry.access_keys import Role
         ("GET", "/retainedMessage/a/b", "viewer"),
         ("GET", "/retainedMessage", "viewer"),
         ("POST", "/indices/search", "viewer"),
+        ("POST", "/v1/sql", "viewer"),
+        ("POST", "/v1/query", "viewer"),
         ("POST", "/things/lamp/shadow", "operator"),
         ("DELETE", "/things/lamp/shadow", "operator"),
         ("POST", "/topics/a/b", "operator"),

@@ -12,10 +12,14 @@ from scenarios.reading import load_scenario, parse_scenario, reseeded
 from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor
 from scenarios.workloads import groups_of, orders_for, window_end
 from twins.messages import TickOrder
+from twins.shard import Shard
 from twins.shipped import shipped_text
 
 LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"
 HEAD = "apiVersion: twinfleet/v1\nkind: Scenario\nmetadata: {name: test}\n"
+MODE = (
+    '  - {name: mode, quantity: mode, unit: "", dtype: choice, choices: ["off", day, eco], settable: true}\n'
+)
 GROUP = "groups: [{name: rooms, count: 10}]\n"
 DEVICE = "devices: [{name: real-device}]\n"
 
@@ -371,6 +375,21 @@ def test_a_model_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_scenario(scenario_file(tmp_path, "nowhere.yaml"))
 
 
+def test_a_group_is_told_truth_values_and_choices_by_number(tmp_path: Path) -> None:
+    model = shipped_text("smart-meter").replace("  - name: power\n", MODE + "  - name: power\n", 1)
+    (tmp_path / "mine.yaml").write_text(model)
+    file = scenario_file(tmp_path, "mine.yaml")
+    step = "steps: [{at: 1s, set_desired: {group: rooms, state: {relay: true, mode: eco}}}]\n"
+    file.write_text(file.read_text() + step)
+    [order] = orders_for(load_scenario(file), 1, 5)
+    assert order.desired == {"relay": 1.0, "mode": 2.0}
+    [group] = groups_of(load_scenario(file))
+    shard = Shard(0, 1)
+    shard.create_group(group)
+    shard.tick(order)
+    assert shard.fleets["rooms"].table.load(3).desired == {"relay": True, "mode": "eco"}
+
+
 def test_what_a_file_may_not_be_read_for_is_no_device_model() -> None:
     problem = only_problem(HEAD + "duration: 1m\ndevices: [{name: real, model: ./mine.yaml}]\n")
     assert problem.path == "devices[0].model"
@@ -379,7 +398,7 @@ def test_what_a_file_may_not_be_read_for_is_no_device_model() -> None:
 @pytest.mark.parametrize(
     ("model", "state", "words"),
     [
-        ("smart-meter", "relay: false", "relay is a bool field"),
+        ("smart-meter", "relay: 0", "relay must be true or false"),
         ("pump", "speed: 3001", "from 1000 to 3000 1/min"),
         ("pump", "speed: 2000.5", "whole number"),
         ("pump", "wear: 3", "settable: speed"),

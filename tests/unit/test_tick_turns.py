@@ -115,7 +115,7 @@ def test_a_turn_that_takes_too_long_ends_in_the_middle_of_a_tick() -> None:
     left = turns.turn(shelf, [(0, 0)], ORDERS[:1]).left  # type: ignore[arg-type]  # all that it needs of a keeper
     assert left == [(0, 0)]
     shard = shelf.shard(0)
-    assert shard.is_ticking("homes")
+    assert shard.ticking.is_at("homes")
     before = shelf.windows()
     left = turns.turn(shelf, left, ORDERS[:1]).left  # type: ignore[arg-type]
     # It goes on with what is in the journal already.
@@ -161,4 +161,25 @@ def test_an_order_that_cannot_be_carried_out_leaves_no_trace(order: TickOrder) -
     with pytest.raises(ModelError):
         TickTurns(Stopwatch(1e-7)).turn(shelf, [(0, 0), (1, 0)], [order])
     assert len(shelf.records) == entries
-    assert not any(shard.is_ticking("homes") for shard in shelf.shards)
+    assert not any(shard.ticking.is_at("homes") for shard in shelf.shards)
+
+
+def test_what_had_come_of_a_shards_ticks_is_told_when_it_has_moved_away() -> None:
+    shelf, turns = Shelf(), TickTurns(Stopwatch(TURN_S))
+    any_shelf: Any = shelf
+    orders = [TickOrder("homes", 0, 4)]
+    turn = turns.turn(any_shelf, [(0, 0)], orders)
+    assert turn.left == [(0, 0)]
+    assert shelf.shard(0).ticking.is_at("homes")
+    turns.leave(shelf.shard(0))
+    late = turns.told_late(turn.left, orders)
+    assert late is not None
+    # Elsewhere the shard is made again from its journal, and goes on.
+    shelf.shards = shelf.again()
+    left, total = late.left, turn.summaries[0] + late.summaries[0]
+    while left:
+        turn = TickTurns(Stopwatch(1e-7)).turn(any_shelf, left, orders)
+        left, total = turn.left, total + turn.summaries[0]
+    assert turns.told_late([(0, 0)], orders) is None
+    other = Shelf()
+    assert total == other.shard(0).tick(orders[0])

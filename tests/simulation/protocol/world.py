@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from actors import mqtt_bridge
-from actors.errors import BrokerError
+from actors.errors import BrokerError, StoreError
 from actors.mqtt_bridge import MqttBridge
 from actors.mqtt_taken import FILE_BYTES, TakenMessages
 from actors.ray_fleet import RayFleet
@@ -118,9 +118,9 @@ class World:
         first = self._say_last_words()
         if not self._run_until(self._is_quiet):
             return self._failed() or self._stuck("what came afterwards")
-        self._read_all()
         return (
-            self._failed()
+            self._unreadable()
+            or self._failed()
             or self._acknowledged_unanswered()
             or self._unanswered(first)
             or first_contradiction(self.clients.history)
@@ -350,8 +350,15 @@ class World:
                 return Contradiction("nothing goes on", "refused though nothing was broken", (event,))
         return None
 
+    def _unreadable(self) -> Contradiction | None:
+        """Read every shadow from who serves it, and from a host that has just read the past; find what cannot be."""
+        try:
+            self._read_all()
+        except StoreError as error:
+            return Contradiction("a shard cannot be read back", str(error), tuple(self.clients.history))
+        return None
+
     def _read_all(self) -> None:
-        """Read every shadow from who serves it, and again from a host that has just read the past."""
         for is_recovered in (False, True):
             for thing in self.things:
                 shard = shard_of(thing, self.cluster.shard_count)
