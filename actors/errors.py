@@ -25,8 +25,8 @@ ActorsError
 │   └── VaultError                  the key file is damaged, or is not the one under which a secret was sealed
 └── OperatorError                   a bad request of an operator, who can mend it
     ├── PlacementError              a shard is to go where there is no place for it
-    ├── BehaviorUnusable            a pinned twin's behaviour can't be imported, raises, or answers nonsense
     ├── AnswerTooLate               a question about the fleet takes too long
+    ├── BehaviorUnusable            a pinned twin's behaviour can't be imported, raises, or answers nonsense
     ├── BackupRefused               a backup cannot be made of what is named, or there
     ├── SettingsError               a setting is unknown, out of bounds or contradicts another
     ├── CertificateRequestError     a name or signing request that may not get a certificate

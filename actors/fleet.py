@@ -34,6 +34,7 @@ from twins.model import Group
 from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
 from twins.shard import Shard
 from twins.sharding import shard_of
+from twins.telemetry_columns import select_telemetry
 from twins.topics import matches
 
 JsonObject = dict[str, Any]
@@ -69,14 +70,6 @@ class Twin(Protocol):
         ...
 
 
-@dataclass(frozen=True, order=True)
-class PinnedTwin:
-    """A twin with a behaviour of its own, `module:Class`."""
-
-    thing_name: str
-    behavior: str
-
-
 @dataclass(frozen=True)
 class FleetReading:
     """The answer to a fleet query, and when each shard was read for it (seconds of the clock of the fleet)."""
@@ -104,6 +97,14 @@ class ShardColumns:
     shard: int
     read_at: float
     tables: Sequence[Mapping[str, QueryColumn]]
+
+
+@dataclass(frozen=True, order=True)
+class PinnedTwin:
+    """A twin with a behaviour of its own, `module:Class`."""
+
+    thing_name: str
+    behavior: str
 
 
 class Fleet(Protocol):
@@ -400,7 +401,10 @@ class LocalFleet:
         """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
         wanted, now_s = with_telemetry_rows(columns), self._clock.now_s()
         tables = [
-            arrow_table(shard.select_telemetry(wanted, now_s), read_at={shard.number: now_s})
+            arrow_table(
+                select_telemetry(shard.telemetry, shard.fleets.values(), wanted, now_s=now_s),
+                read_at={shard.number: now_s},
+            )
             for shard in self._shards
         ]
         return join_tables(tables)

@@ -316,9 +316,9 @@ class GatewayActor:
         provisioning = provisioning_routes(templates, authority=authority, platform=view)
         app.include_router(provisioning, dependencies=GUARDED)
         app.include_router(placement_routes(PlacementStore.at(settings.redis_url)), dependencies=GUARDED)
+        self._sql_engine = app.state.sql_engine
         pins = pin_routes(fleet, partial(try_behavior, directory=directory.behaviors.absolute()))
         app.include_router(pins, dependencies=GUARDED)
-        self._sql_engine = app.state.sql_engine
         await app.state.settle()
         self._certificates = app.state.certificates
         self._tending = [

@@ -55,6 +55,7 @@ from twins.messages import (
 from twins.runners import COMPILED_FROM_COUNT, prepare_compiled
 from twins.shard import Shard
 from twins.sharding import shard_of
+from twins.telemetry_columns import select_telemetry
 
 _LOG: Final = logging.getLogger(__name__)
 decode_submission: Final = msgspec.msgpack.Decoder(list[tuple[int, Batch]]).decode
@@ -318,7 +319,10 @@ class ShardHost:
         now_s = self._clock.now_s()
         return join_tables(
             [
-                arrow_table(shard.select_telemetry(columns, now_s), read_at={n: now_s})
+                arrow_table(
+                    select_telemetry(shard.telemetry, shard.fleets.values(), columns, now_s=now_s),
+                    read_at={n: now_s},
+                )
                 for n, shard in found.items()
             ]
         )

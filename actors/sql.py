@@ -7,6 +7,7 @@ lasts; `sql_process` runs it in a process that may be killed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,15 +90,30 @@ class _Reading:
         return SqlPlan(tables, None if is_whole else frozenset(self.columns))
 
 
-class SqlSession:
-    """A locked DuckDB for one question: `plan` says what it reads, `answer` gives what it says of these tables."""
+class SqlEngine:
+    """A locked DuckDB with nothing in it, for one question after the other; to make one takes as long as a question."""
 
     def __init__(self) -> None:
-        self._connection = duckdb.connect(":memory:", config=_CONFIG)
-        self._connection.execute("SET lock_configuration = true")
+        self._database = duckdb.connect(":memory:", config=_CONFIG)
+        self._database.execute("SET lock_configuration = true")
+
+    def session(self) -> SqlSession:
+        """Return a session for one question; what is registered there is seen there only, and goes with it."""
+        return SqlSession(self._database.cursor())
 
     def close(self) -> None:
-        """Let go of the engine and of the tables."""
+        """Let go of everything."""
+        self._database.close()
+
+
+class SqlSession:
+    """A fresh connection for one question: `plan` says what it reads, `answer` gives what it says of these tables."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def close(self) -> None:
+        """Let go of the tables."""
         self._connection.close()
 
     def plan(self, sql: str) -> SqlPlan:
@@ -169,20 +185,14 @@ class SqlSession:
 
 def run_sql(sql: str, tables: Mapping[str, pa.Table], *, timeout_s: float, row_max: int) -> pa.Table:
     """Return the answer to one SELECT or EXPLAIN over `tables`, as `SqlSession.answer`."""
-    session = SqlSession()
-    try:
+    with contextlib.closing(SqlEngine()) as engine, contextlib.closing(engine.session()) as session:
         return session.answer(sql, tables, timeout_s=timeout_s, row_max=row_max)
-    finally:
-        session.close()
 
 
 def plan_sql(sql: str) -> SqlPlan:
     """Return what a question reads, as `SqlSession.plan`."""
-    session = SqlSession()
-    try:
+    with contextlib.closing(SqlEngine()) as engine, contextlib.closing(engine.session()) as session:
         return session.plan(sql)
-    finally:
-        session.close()
 
 
 def _nodes(statements: Sequence[Any]) -> Iterator[Mapping[str, Any]]:

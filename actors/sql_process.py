@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -26,6 +25,8 @@ _GRACE_S: Final = 0.5
 _START_S: Final = 10.0
 # Reading a question takes less than a millisecond, whatever it is.
 _PLAN_TIMEOUT_S: Final = 2.0
+# Some columns of a million twins; what is larger is given back before the next question.
+_KEPT_BYTES_MAX: Final = 64 << 20
 _ROOT: Final = Path(__file__).resolve().parents[1]
 
 
@@ -37,6 +38,8 @@ class SqlProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._is_new = False
+        # Descriptors of the tables' memory, used again and again: a process reads it only until it has answered.
+        self._files: list[int] = []
         # How often a process was killed, or died, over a question.
         self.death_count = 0
 
@@ -67,14 +70,12 @@ class SqlProcess:
             self._end()
 
     def _carry_out(self, order: Order, tables: Mapping[str, pa.Table], *, timeout_s: float) -> Result:
-        with self._turn, contextlib.ExitStack() as stack:
+        with self._turn:
             begun_s = time.monotonic()
             connection = self._started()
             # The process's own start is not the question's time.
             start_s = _START_S if self._is_new else 0.0
-            descriptors = [_in_shared_memory(table) for table in tables.values()]
-            for descriptor in descriptors:
-                stack.callback(os.close, descriptor)
+            descriptors = [self._in_shared_memory(n, table) for n, table in enumerate(tables.values())]
             message = msgspec.msgpack.encode(order)
             left_s = max(0.0, begun_s + timeout_s - time.monotonic())
             try:
@@ -123,6 +124,25 @@ class SqlProcess:
             self._is_new = True
         return self._connection
 
+    def _in_shared_memory(self, number: int, table: pa.Table) -> int:
+        """Return the descriptor of a file in memory that holds a table as an Arrow stream; `number` counts them.
+
+        The file is that of an earlier question, if it is not too large: pages that are there need not be cleared.
+        """
+        while len(self._files) <= number:
+            self._files.append(os.memfd_create("table"))
+        if os.fstat(self._files[number]).st_size > _KEPT_BYTES_MAX:
+            os.close(self._files[number])
+            self._files[number] = os.memfd_create("table")
+        descriptor = self._files[number]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with (
+            pa.PythonFile(os.fdopen(os.dup(descriptor), "wb", buffering=0), "w") as file,
+            pa.ipc.new_stream(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        return descriptor
+
     def _replace(self) -> None:
         self._end()
         # At once, so that the next question need not wait for it.
@@ -136,14 +156,6 @@ class SqlProcess:
         if process is not None:
             process.kill()
             process.wait()
-
-
-def _in_shared_memory(table: pa.Table) -> int:
-    """Return the descriptor of a file in memory that holds a table as an Arrow stream; it is the caller's to close."""
-    descriptor = os.memfd_create("table")
-    with (
-        pa.PythonFile(os.fdopen(os.dup(descriptor), "wb", buffering=0), "w") as file,
-        pa.ipc.new_stream(file, table.schema) as writer,
-    ):
-        writer.write_table(table)
-    return descriptor
+        # What others have had is not for the next process to find.
+        while self._files:
+            os.close(self._files.pop())

@@ -7,6 +7,7 @@ form. Messages in both directions are `Order` and `Result`, each behind its leng
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import mmap
@@ -25,7 +26,7 @@ import msgspec
 import pyarrow as pa
 
 from actors.errors import AnswerTooLate, OperatorError
-from actors.sql import SqlPlan, SqlSession
+from actors.sql import SqlEngine, SqlPlan, SqlSession
 
 AnswerForm = Literal["json", "csv", "arrow"]
 LENGTH: Final = struct.Struct(">I")
@@ -94,19 +95,16 @@ def main() -> None:
     orders: queue.Queue[tuple[bytes, list[int]]] = queue.Queue()
     # Beside the work, so that the end of the parent ends it.
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
-    # Made beforehand: it takes as long as a question.
-    session = SqlSession()
+    engine = SqlEngine()
     while True:
         encoded, descriptors = orders.get()
         order = msgspec.msgpack.decode(encoded, type=Order)
-        result = _carry_out(session, order, descriptors)
+        with contextlib.closing(engine.session()) as session:
+            result = _carry_out(session, order, descriptors)
         if _own_bytes() > _SPENT_BYTES:
             result = msgspec.structs.replace(result, is_spent=True)
-        encoded = msgspec.msgpack.encode(result)
-        connection.sendall(LENGTH.pack(len(encoded)) + encoded)
-        if not order.is_plan:
-            session.close()
-            session = SqlSession()
+        answered = msgspec.msgpack.encode(result)
+        connection.sendall(LENGTH.pack(len(answered)) + answered)
 
 
 def _listen(connection: socket.socket, orders: queue.Queue[tuple[bytes, list[int]]]) -> None:

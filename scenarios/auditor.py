@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from time import monotonic
 from typing import Any, Final
 
@@ -131,7 +132,7 @@ class _Stage:
         """Give devices that are registered and connected; they are deleted afterwards unless they shall stay."""
         # A run meets no thing of an earlier one.
         run = secrets.token_hex(3)
-        names = [f"audit-{run}-{number}" for number in range(self._settings.thing_count)]
+        names = [f"audit-{run}-{_letters(number)}" for number in range(self._settings.thing_count)]
         ended = asyncio.Event()
         with tempfile.TemporaryDirectory(prefix="twinfleet-audit-") as directory:
             links = await self._register(names, Path(directory))
@@ -193,6 +194,12 @@ class _Stage:
             if monotonic() > deadline_s:
                 raise WorldError(f"devices cannot be registered: {problem}")
             await asyncio.sleep(_LOOK_S)
+
+
+def _letters(number: int) -> str:
+    """Return a number in letters: things whose names differ in their last digits only live in one shard."""
+    high, low = divmod(number, len(ascii_lowercase))
+    return (ascii_lowercase[high - 1] if high else "") + ascii_lowercase[low]
 
 
 async def _until_connected(devices: Sequence[AuditedDevice]) -> None:

@@ -89,17 +89,22 @@ def answer_question(shard: Shard, question: FleetQuestion, now_s: float) -> Flee
     query, extra = parse(question.query), question.columns()
     wanted = columns_of(query)
     names = None if wanted is None else wanted | extra
+    is_of_all = question.has_real and question.has_simulated
+    if names is not None and not is_of_all:
+        names |= {"origin"}
+    taken = shard.handover.taken()
     parts = []
     for source in _sources(shard, question):
         table = source if isinstance(source, NamedRows) else source.table
-        columns = select_rows(source, names, connectivity=shard.connectivity, taken=shard.handover.taken())
-        if isinstance(source, NamedRows) and "connected" in columns:
+        columns = select_rows(source, names, connectivity=shard.connectivity, taken=taken)
+        if "connected" in columns:
             # As the service has it for a thing that never connected.
             columns["connected"] = QueryColumn(columns["connected"].values)
         selected = mask(query, columns, table.count)
         for row in _rows_with_more(shard, source, query):
             selected[row] = matches(query, _document(shard, _name(source, row), now_s))
-        _leave_out(selected, source, shard, question)
+        if not is_of_all:
+            selected &= _is_real(columns["origin"]) == question.has_real
         parts.append(_part(question, columns, selected))
     return FleetAnswer.of(question, parts)
 
@@ -121,21 +126,15 @@ def answer_documents(question: FleetQuestion, documents: Sequence[Mapping[str, A
 def _sources(shard: Shard, question: FleetQuestion) -> Iterator[NamedRows | SimulatedFleet]:
     if question.has_real:
         yield from (table for table in shard.tables.values() if table.count)
-    if question.has_simulated or (question.has_real and shard.handover.taken()):
+    # Real devices may have the places of simulated ones.
+    if question.has_simulated or shard.handover.taken():
         yield from (fleet for fleet in shard.fleets.values() if fleet.table.count)
 
 
-def _leave_out(
-    selected: NDArray[np.bool_], source: NamedRows | SimulatedFleet, shard: Shard, question: FleetQuestion
-) -> None:
-    """Take the rows of a fleet that are not asked for out of those selected, in place: real ones, or all others."""
-    if isinstance(source, NamedRows) or (question.has_real and question.has_simulated):
-        return
-    indices = (source.table.pattern.index(name) for name in shard.handover.taken())
-    found = (source.table.row(index) for index in indices if index is not None)
-    is_real = np.zeros(len(selected), np.bool_)
-    is_real[[row for row in found if row is not None]] = True
-    selected &= is_real if question.has_real else ~is_real
+def _is_real(origin: QueryColumn) -> NDArray[np.bool_]:
+    is_real = np.array([choice == "real" for choice in origin.choices], np.bool_)
+    rows: NDArray[np.bool_] = is_real[np.asarray(origin.values)]
+    return rows
 
 
 def _rows_with_more(shard: Shard, source: NamedRows | SimulatedFleet, query: Query) -> Iterator[int]:
@@ -148,9 +147,9 @@ def _rows_with_more(shard: Shard, source: NamedRows | SimulatedFleet, query: Que
     elif isinstance(source, NamedRows):
         yield from range(table.count)
     else:
-        rows = {
-            source.table.row(index) for index in map(source.table.pattern.index, shard.named_shadows) if index
-        }
+        names = {*shard.named_shadows, *shard.reports, *shard.handover.taken()}
+        indices = (index for index in map(source.table.pattern.index, names) if index is not None)
+        rows = map(source.table.row, indices)
         yield from {*table.overflow, *(row for row in rows if row is not None)}
 
 

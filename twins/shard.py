@@ -48,11 +48,10 @@ from twins.shadow import (
     parse_update,
     require_shadow,
 )
-from twins.shipped import model_named
+from twins.shipped import MODELS, model_named
 from twins.simulated import SimulatedFleet
 from twins.simulation import Simulation
 from twins.table import NamedRows
-from twins.telemetry_columns import select_telemetry
 from twins.topics import defender_topic, delta_topic, matches, shadow_prefix
 from twins.window import WINDOW_S, ThingTelemetry
 
@@ -534,12 +533,6 @@ class Shard:
         self.write_rows()
         sources: list[NamedRows | SimulatedFleet] = [*self.tables.values(), *self.fleets.values()]
         return select_tables(sources, wanted, connectivity=self.connectivity, taken=self.handover.taken())
-
-    def select_telemetry(
-        self, wanted: Collection[str] | None, now_s: float
-    ) -> Iterator[dict[str, QueryColumn]]:
-        """Return the wanted columns (None: all) of what twins remember of their telemetry; see `telemetry_columns`."""
-        return select_telemetry(self.telemetry.read(), self.fleets.values(), wanted, now_s=int(now_s))
 
     def digest_leaves(self) -> list[tuple[str, int, bytes]]:
         """Return (name pattern, block, SHA-256) for each block of simulated twins; see `digest`."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twins.columns import QueryColumn, pattern_names, select_rows
+from twins.packed import PackedMapping
 from twins.shadow import encode_json
 from twins.simulated import SimulatedFleet
 from twins.window import BUCKET_S, ThingTelemetry
@@ -23,18 +24,18 @@ _REPORTED: Final = "reported"
 
 
 def select_telemetry(
-    of_things: Iterable[tuple[str, ThingTelemetry]],
+    telemetry: PackedMapping[str, ThingTelemetry],
     fleets: Iterable[SimulatedFleet],
     wanted: Collection[str] | None,
     *,
-    now_s: int,
+    now_s: float,
 ) -> Iterator[dict[str, QueryColumn]]:
-    """Yield the wanted columns (None: all) of what twins remember of their telemetry, a row for each field.
+    """Yield the wanted columns (None: all) of what the twins of a shard remember of their telemetry.
 
-    Real things come first, as one table with all columns, also if there are none.
+    Real things come first, as one table, also if there are none.
     """
-    columns = telemetry_of_things(of_things, now_s=now_s)
-    yield {name: column for name, column in columns.items() if wanted is None or name in wanted}
+    of_things = telemetry_of_things(telemetry.read(), now_s=int(now_s))
+    yield {name: column for name, column in of_things.items() if wanted is None or name in wanted}
     for fleet in fleets:
         # Their time is that of their ticks, as for those who ask for one twin.
         yield from telemetry_of_fleet(fleet, wanted, now_s=fleet.time_s(max(fleet.next_tick - 1, 0)))

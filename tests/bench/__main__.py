@@ -20,15 +20,16 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
-    parser.add_argument(
-        "--twins", type=int, help="for recovery, sql and hundred_million: how many twins there are"
-    )
+    parser.add_argument("--twins", type=int, help="for recovery, hundred_million and sql: how many twins")
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:
         if not arguments.json:
             print(f"{name}: measuring ...", file=sys.stderr, flush=True)
-        takes_count = name in ("recovery", "sql", "hundred_million")
-        options = {"twin_count": arguments.twins} if takes_count and arguments.twins else {}
+        options = (
+            {"twin_count": arguments.twins}
+            if name in ("recovery", "hundred_million", "sql") and arguments.twins
+            else {}
+        )
         results: list[BenchResult] = importlib.import_module(f"tests.bench.{name}").measure(**options)
         for result in results:
             if arguments.json:

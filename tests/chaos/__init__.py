@@ -4,6 +4,7 @@ A trial is a plan (a fault, or all of them: a storm) and a seed: load begins, a 
 draws, is mended, the platform serves every thing again, the load ends, and all that anybody was told is judged.
 `./dev test` runs two storms, short; `./dev chaos` many seeds of every plan, at full size, and writes `RESULT.json`.
 
-Reading order: `seams` (what is patched in a platform under test) · `stage` (the platform) · `faults` ·
-`auditing` (the auditor's process) · `trial` · `__main__` (the command)
+Reading order: `seams` (what is patched in a platform under test) · `network` (one of our own, that can be cut) ·
+`stage` (the platform) · `faults` · `relay` and `insider` (processes beside a node that is cut off) · `partition` ·
+`plans` · `auditing` (the auditor's process) · `trial` · `result` (RESULT.json) · `__main__` (the command)
 """

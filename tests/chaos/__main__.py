@@ -3,57 +3,104 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import itertools
+import shlex
 import shutil
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from actors.settings import DataDirectory
 from tests.chaos.auditing import FULL, SHORT, Size
-from tests.chaos.faults import FAULTS
+from tests.chaos.plans import PLANS, faults_of
+from tests.chaos.result import RESULT, ResultFile, ResultRefused
 from tests.chaos.stage import stage_in
-from tests.chaos.trial import PLANS, Trial, TrialResult, line_of
+from tests.chaos.trial import Trial, TrialResult, line_of
 
-RESULT: Final = Path(__file__).with_name("RESULT.json")
 # The histories of the last run, and the platform's logs beside those of trials that failed.
 HISTORIES: Final = Path(".twinfleet/chaos")
+_WIDTH: Final = 110
+_EPILOG: Final = f"""\
+FAULT is one of:
+{textwrap.fill(", ".join(PLANS), _WIDTH, initial_indent="  ", subsequent_indent="  ")}
+
+What a seed repeats: the order of the faults in a storm, how many updates are accepted before each blow, which process
+of several it strikes, which way the clock jumps, and what the auditor's clients draw: whom they write to, and how long
+their connections last. What it does not: real processes and their timing, so what exactly is under way when a fault
+strikes, and the names of the things (each trial has new ones), so which shards serve them. A rare failure may take
+several runs of its seed.
+
+What the machine does not allow is left out, and the result says so: a full disk takes a small file system and a
+partition a network of its own, both of which take root, or `unshare --user --map-root-user --net --mount ./dev chaos`.
+
+examples:
+  ./dev chaos                                          20 seeds of everything, which takes hours; writes RESULT.json
+  ./dev chaos --fault 'kill store' --seed 7            repeats one trial
+  ./dev chaos --add --seeds 2 --fault partition        a piece of a whole run: added to RESULT.json, if that is of this
+                                                       commit
+"""
 
 
 def main() -> None:
-    """Run what the command line asks for; exit code 1 if anything did not hold."""
-    parser = argparse.ArgumentParser(prog="./dev chaos", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="seeds 0 to N-1 of each fault")
-    parser.add_argument("--seed", type=int, metavar="S", help="this seed only")
-    parser.add_argument(
-        "--fault", "--plan", dest="plan", action="append", choices=list(PLANS), help="this one only"
-    )
-    parser.add_argument("--short", action="store_true", help="the size of ./dev test")
+    """Run what the command line asks for; exit code 1 if anything did not hold, 2 if it cannot be done."""
+    parser = _parser()
     options = parser.parse_args()
-    # So that whoever ends this ends the platform, too, which has a session of its own.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plans = options.plan or list(PLANS)
     seeds = range(options.seeds) if options.seed is None else [options.seed]
-    results = []
     size = SHORT if options.short else FULL
+    if options.short and options.add:
+        parser.error("--add is for full size: RESULT.json tells of nothing else; leave --short out")
+    is_whole = options.plan is None and options.seed is None and not options.short
+    file = None
+    if options.add or is_whole:
+        try:
+            file = ResultFile(RESULT, shlex.join(["./dev", "chaos", *sys.argv[1:]]), adds=options.add)
+        except ResultRefused as problem:
+            parser.error(str(problem))
+    # So that whoever ends this ends the platform, too, which has a session of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shutil.rmtree(HISTORIES, ignore_errors=True)
+    trial_count = failed_count = 0
     for result in run_all(plans, seeds, size):
-        results.append(result)
         print(line_of(result, size), flush=True)
-    failed = [result for result in results if not result.holds]
-    if options.plan is None and options.seed is None and not options.short:
-        RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(summary(results, size)), indent=2) + b"\n")
+        trial_count += 1
+        failed_count += not result.holds
+        if file is not None:
+            file.add(result)
+    if file is not None:
         print(f"written: {RESULT}")
-    print(f"{len(results)} trials, {len(failed)} of them failed")
-    sys.exit(bool(failed))
+    print(f"{trial_count} trials, {failed_count} of them failed")
+    sys.exit(bool(failed_count))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./dev chaos",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=20, metavar="N", help="seeds 0 to N-1 of each fault (default: 20)"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="this seed only")
+    parser.add_argument(
+        *("--fault", "--plan"),
+        dest="plan",
+        action="append",
+        choices=list(PLANS),
+        metavar="FAULT",
+        help="this one only; may be given several times",
+    )
+    parser.add_argument("--short", action="store_true", help="the size of ./dev test")
+    parser.add_argument(
+        "--add", action="store_true", help="add the trials to RESULT.json, of the same commit"
+    )
+    return parser
 
 
 def run_all(plans: Sequence[str], seeds: Sequence[int], size: Size) -> Iterator[TrialResult]:
@@ -63,48 +110,21 @@ def run_all(plans: Sequence[str], seeds: Sequence[int], size: Size) -> Iterator[
         stage_in(Path(directory)) as stage,
     ):
         for seed, plan in itertools.product(seeds, plans):
-            if not any(FAULTS[name].is_possible(stage) for name in PLANS[plan]):
+            if not faults_of(plan, stage, is_full=size.is_full):
                 print(f"{plan}: left out, because this machine does not allow it")
                 continue
             place = HISTORIES / f"{plan}-{seed}".replace(" ", "-")
             result = Trial(stage, plan, seed, size=size, directory=place).run()
             if not result.holds:
-                shutil.copytree(DataDirectory(stage.data_dir).logs, place / "logs")
+                _keep_logs(stage.data_dir, place / "logs")
+                _keep_logs(stage.node_dir, place / "node-logs")
             yield result
 
 
-def summary(results: Sequence[TrialResult], size: Size) -> dict[str, Any]:
-    """Return what the whole suite came to."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULT.parent
-    )
-    return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "command": "./dev chaos " + " ".join(sys.argv[1:]),
-        "seeds": len({result.seed for result in results}),
-        "trials": len(results),
-        "operations": sum(result.operations for result in results),
-        "accepted": sum(result.accepted for result in results),
-        "unknown": sum(result.unknown for result in results),
-        "kills": sum(result.kills for result in results),
-        "contradictions": sum(bool(result.contradiction) for result in results),
-        "failures": [line_of(result, size) for result in results if not result.holds],
-        "faults": {name: _fault_summary(name, results) for name in FAULTS},
-    }
-
-
-def _fault_summary(name: str, results: Sequence[TrialResult]) -> dict[str, Any]:
-    """Return how often a fault struck, alone and in storms, and how long it took until every thing was served again."""
-    trials = [result for result in results if name in result.recoveries_s]
-    recoveries_s = [each for result in trials for each in result.recoveries_s[name]]
-    return {
-        "trials": len(trials),
-        "blows": len(recoveries_s),
-        "recovery_s_median": round(statistics.median(recoveries_s), 2) if recoveries_s else None,
-        "recovery_s_max": round(max(recoveries_s), 2) if recoveries_s else None,
-        "contradictions": sum(bool(result.contradiction) for result in trials),
-    }
+def _keep_logs(data_dir: Path, place: Path) -> None:
+    logs = DataDirectory(data_dir).logs
+    if logs.is_dir():
+        shutil.copytree(logs, place, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import msgspec
 from actors.processes import wait_until
 from scenarios.history import Answered, Event, Outcome, Sent, encode_event
 from scenarios.history import Fault as FaultEvent
-from tests.chaos.stage import Stage
+from tests.chaos.stage import Stage, TrialFailed
 
 _LOAD_TIMEOUT_S: Final = 60.0
 # Until all is quiet and read after the load.
@@ -42,10 +42,6 @@ class Size:
 
 SHORT: Final = Size(things=6, rate=60, blows=1, is_full=False)
 FULL: Final = Size(things=8, rate=120, blows=2, is_full=True)
-
-
-class TrialFailed(Exception):
-    """The platform did not do what a trial waits for."""
 
 
 class Progress:
@@ -104,12 +100,18 @@ class Progress:
 class Auditor:
     """The auditor's process, and the history that it shares with who breaks things."""
 
-    def __init__(self, stage: Stage, directory: Path, *, seed: int, size: Size) -> None:
+    def __init__(
+        self, stage: Stage, directory: Path, *, seed: int, size: Size, others: Sequence[str] = ()
+    ) -> None:
+        """Begin an audit; `others` are the names of histories in `directory` that are judged with its own."""
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self.history = directory / "history.jsonl"
         self.faults = directory / "faults.jsonl"
         self.history.unlink(missing_ok=True)
-        self.faults.write_bytes(b"")
+        beside = [self.faults, *(directory / name for name in others)]
+        for path in beside:
+            path.write_bytes(b"")
         self.progress = Progress(self.history)
         self._size = size
         options = {
@@ -118,7 +120,6 @@ class Auditor:
             "rate": size.rate,
             "duration": _LOAD_DURATION,
             "history": self.history,
-            "with": self.faults,
             "settle": f"{_SETTLE_S}s",
             "seed": seed,
             "output": "json",
@@ -127,12 +128,18 @@ class Auditor:
             [
                 *(sys.executable, "-m", "twinfleet", "audit", "run", "--keep-things"),
                 *(f"--{name}={value}" for name, value in options.items()),
+                *(f"--with={path}" for path in beside),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         )
+
+    def thing_names(self) -> list[str]:
+        """Return the things that the load is on, once all of them have been served; TrialFailed if they are not."""
+        self.wait_until(lambda: self.is_served(0.0), "every thing is served", timeout_s=_LOAD_TIMEOUT_S)
+        return self.progress.thing_names
 
     def note(self, event: FaultEvent) -> None:
         """Write down what was broken or mended; it may be told when it is over."""
@@ -167,7 +174,7 @@ class Auditor:
 
     def wait_for_load(self, draws: random.Random) -> None:
         """Return when every thing has been served, and some more updates were accepted, as many as `draws` says."""
-        self.wait_until(lambda: self.is_served(0.0), "every thing is served", timeout_s=_LOAD_TIMEOUT_S)
+        self.thing_names()
         wanted_count = self.progress.accepted_count + draws.randint(*_ACCEPTED_BETWEEN)
 
         def is_moment() -> bool:

@@ -7,9 +7,10 @@ import random
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 import psutil
 
@@ -17,12 +18,23 @@ from tests.chaos.stage import Stage, send
 
 # A crash that follows the last one as soon as this does not let a part become useful.
 _KILL_AGAIN_EVERY_S: Final = 0.1
-# An fsync of a failing disk takes a tenth of a second and more; in between the store works for a moment.
-_SLOW_WRITE_S: Final = 0.1
+# An fsync of a failing disk takes a tenth of a second, and now and then longer than a journal waits for its answer
+# (2 s): then it is unknown for a while what was kept. In between the store works for a moment.
+_SLOW_WRITES_S: Final = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 3.0)
 _FAST_S: Final = 0.01
 # A clock that was wrong by more than the life of any lease or signature, either way.
 _CLOCK_JUMP_S: Final = 3600.0
 _FILL_BYTES: Final = 1 << 20
+
+
+class Load(Protocol):
+    """The auditor, as faults see it: `directory` is where histories are that are judged with its own."""
+
+    directory: Path
+
+    def thing_names(self) -> list[str]:
+        """Return the things that it drives."""
+        ...
 
 
 @dataclass
@@ -31,6 +43,8 @@ class Fault(ABC):
 
     `lasts_s` is how long it lasts in a short trial and in one of full size. `redelivers`: after it the broker may hand
     requests out again that were carried out. `ends_platform`: `twinfleet up` ends, and is started again to mend it.
+    `is_survived`: every thing is served again while it lasts, so the time without service counts from the blow on.
+    `stands_in_for` is a fault in whose place this one is in short trials, where the machine does not allow that.
     """
 
     part: str
@@ -38,6 +52,10 @@ class Fault(ABC):
     redelivers: bool = False
     ends_platform: bool = False
     is_kill: bool = False
+    is_survived: bool = False
+    stands_in_for: str = ""
+    # The names of histories that are written while it strikes.
+    histories: Sequence[str] = ()
 
     @property
     @abstractmethod
@@ -47,6 +65,9 @@ class Fault(ABC):
     def is_possible(self, stage: Stage) -> bool:
         """Tell whether this machine allows it."""
         return True
+
+    def prepare(self, stage: Stage, load: Load) -> None:  # noqa: B027 - most faults need nothing
+        """Bring about what it is to strike; TrialFailed if that is not possible."""
 
     @abstractmethod
     def strike(self, stage: Stage, draws: random.Random) -> None:
@@ -60,6 +81,14 @@ class Fault(ABC):
     @abstractmethod
     def mend(self, stage: Stage) -> None:
         """End it, if it has not ended by itself."""
+
+    def is_over(self, stage: Stage) -> bool:
+        """Tell whether the platform is what it was when this was prepared, as far as the fault knows more of it."""
+        return True
+
+    def clear(self, stage: Stage) -> str:
+        """Take back what was prepared, whatever came of it; return what should not have been, '' if nothing."""
+        return ""
 
 
 @dataclass
@@ -165,23 +194,28 @@ class DiskFull(Fault):
 
 @dataclass
 class SlowDisk(Fault):
-    """The store stands still most of the time, as one that waits for its disk at every write does."""
+    """The store stands still most of the time, as one that waits for its disk at every write does.
+
+    It is stopped and goes on (SIGSTOP, SIGCONT): the disk is the machine's, and others need it.
+    """
 
     part: str = "disk"
+    _draws: random.Random = field(default_factory=random.Random)
 
     @property
     def name(self) -> str:
         return "slow disk"
 
     def strike(self, stage: Stage, draws: random.Random) -> None:
-        """Leave it to `last`."""
+        """Leave it to `last`, which draws how long each write takes."""
+        self._draws = draws
 
     def last(self, stage: Stage, duration_s: float) -> int:
         (store,) = stage.processes("store")
         until_s = time.monotonic() + duration_s
         while time.monotonic() < until_s:
             send(store, signal.SIGSTOP)
-            time.sleep(_SLOW_WRITE_S)
+            time.sleep(self._draws.choice(_SLOW_WRITES_S))
             send(store, signal.SIGCONT)
             time.sleep(_FAST_S)
         return 0
@@ -205,27 +239,3 @@ class ClockJump(Fault):
 
     def mend(self, stage: Stage) -> None:
         (stage.seams / "clock").unlink()
-
-
-# How long things last: in a short trial as long as it takes to be noticed, at full size as long as operators fear. Who
-# stands still for ten seconds is replaced.
-_ALL: Final = (
-    Kill("shard actor"),
-    Kill("bridge", redelivers=True),
-    Kill("gateway"),
-    Kill("store"),
-    Kill("broker", redelivers=True),
-    Kill("supervisor", redelivers=True, ends_platform=True),
-    Kill("gcs"),
-    Kill("raylet", redelivers=True),
-    Pause("shard actor", lasts_s=(4.0, 20.0)),
-    Pause("bridge", lasts_s=(2.0, 20.0), redelivers=True),
-    Pause("store", lasts_s=(2.0, 20.0)),
-    Pause("broker", lasts_s=(2.0, 20.0), redelivers=True),
-    Down("store", lasts_s=(2.0, 30.0)),
-    Down("broker", lasts_s=(2.0, 30.0), redelivers=True),
-    DiskFull(lasts_s=(2.0, 10.0)),
-    SlowDisk(lasts_s=(2.0, 10.0)),
-    ClockJump(lasts_s=(1.0, 5.0)),
-)
-FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}

@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 
+from actors.placement import Change, Placement, PlacementStore
 from actors.processes import free_port
+from actors.settings import UrlEndpoint
+from tests.chaos.network import HEAD_ADDRESS, NODE_ADDRESS, Network, own_network
+from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
 
 SEAMS: Final = Path(__file__).with_name("seams")
@@ -32,19 +39,30 @@ PARTS: Final[Mapping[str, str]] = {
 _DISK_BYTES: Final = 512 << 20
 
 
-class Stage:
-    """A running platform on `data_dir`, with what is needed to break it."""
+# The further node that some trials have.
+NODE: Final = "attic"
 
-    def __init__(self, data_dir: Path, *arguments: str) -> None:
+
+class TrialFailed(Exception):
+    """The platform did not do what a trial waits for."""
+
+
+class Stage:
+    """A running platform on `data_dir`, with what is needed to break it; `network` is the one it is in, if its own."""
+
+    def __init__(self, data_dir: Path, network: Network | None = None) -> None:
         self.data_dir: Final = data_dir
+        self.network: Final = network
         self.seams: Final = data_dir.with_name(f"{data_dir.name}-seams")
         self.seams.mkdir(exist_ok=True)
         # A platform that is started again must be found where it was.
         ports = {option: str(free_port()) for option in ("--mqtt-port", "--device-port", "--api-port")}
-        self._arguments = (*(word for pair in ports.items() for word in pair), *arguments)
+        ports |= {"--cluster-address": HEAD_ADDRESS} if network is not None else {}
+        self._arguments = tuple(word for pair in ports.items() for word in pair)
         self._environment = {"PYTHONPATH": str(SEAMS), "TWINFLEET_SEAMS": str(self.seams)}
         self._whole: dict[str, int] = {}
         self.platform = self._start()
+        self.node_dir: Final = data_dir.with_name(NODE)
 
     def _start(self) -> RunningPlatform:
         return RunningPlatform.start(self.data_dir, *self._arguments, environment=self._environment)
@@ -109,6 +127,46 @@ class Stage:
         assert found, f"no {part} runs"
         return draws.choice(found)
 
+    def placement(self) -> Placement:
+        """Return where the shards are served; StoreError while the store does not answer."""
+        with contextlib.closing(PlacementStore.at(self.platform.endpoints.redis.url)) as store:
+            return store.read()
+
+    def want_on_node(self, shard: int) -> None:
+        """Have a shard wanted on the further node."""
+        with contextlib.closing(PlacementStore.at(self.platform.endpoints.redis.url)) as store:
+            told = Change("placement.move", f"shard {shard} to {NODE}")
+            store.change(lambda placement: placement.moved_to(shard, NODE), told)
+
+    def join(self, store_at: tuple[str, int] | None = None) -> RunningNode:
+        """Start a further node, as far away as can be; it looks for the store at another address where one is given.
+
+        Whoever calls this ends it.
+        """
+        # As on another machine: what it knows of the head are two files.
+        copied = self.data_dir.with_name(f"{NODE}-head")
+        copied.mkdir(exist_ok=True)
+        shutil.copy(self.data_dir / "ray.token", copied)
+        endpoints = self.platform.endpoints
+        if store_at is not None:
+            address = urlsplit(endpoints.redis.url)
+            netloc = f"{address.netloc.rpartition('@')[0]}@{store_at[0]}:{store_at[1]}"
+            endpoints = replace(endpoints, redis=UrlEndpoint(address._replace(netloc=netloc).geturl()))
+        endpoints.write(copied)
+        arguments = [] if self.network is None else ["--cluster-address", NODE_ADDRESS]
+        return RunningNode(
+            copied,
+            self.node_dir,
+            *arguments,
+            prefix=self.node_prefix,
+            environment=self._environment,
+        )
+
+    @property
+    def node_prefix(self) -> Sequence[str]:
+        """Return the command that runs another one where the further node is."""
+        return () if self.network is None else self.network.node_prefix
+
     def end(self) -> None:
         """End the platform."""
         self.platform.end()
@@ -130,10 +188,13 @@ def send(process: psutil.Process, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def stage_in(directory: Path) -> Iterator[Stage]:
-    """Give a platform that serves, on a small file system where one may be mounted."""
+    """Give a platform that serves, on a small file system and in a network of its own where the machine allows it.
+
+    Until the context is left, the calling thread is in that network as well.
+    """
     data_dir = directory / "data"
-    with _small_disk(data_dir):
-        stage = Stage(data_dir)
+    with own_network() as network, _small_disk(data_dir):
+        stage = Stage(data_dir, network)
         try:
             stage.wait_until_ready()
             yield stage

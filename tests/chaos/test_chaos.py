@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.auditing import SHORT
-from tests.chaos.faults import FAULTS
+from tests.chaos.plans import STORM, faults_of
 from tests.chaos.stage import Stage
-from tests.chaos.trial import STORM, Trial, line_of
+from tests.chaos.trial import Trial, line_of
 
 
 # Each fault takes some seconds; one that is not survived is waited for.
@@ -20,5 +20,5 @@ def test_what_was_accepted_is_there_and_every_thing_is_served_again(
 ) -> None:
     result = Trial(stage, STORM, seed, size=SHORT, directory=tmp_path).run()
     assert result.holds, line_of(result, SHORT)
-    assert result.recoveries_s.keys() == {name for name, fault in FAULTS.items() if fault.is_possible(stage)}
+    assert result.recoveries_s.keys() == {fault.name for fault in faults_of(STORM, stage, is_full=False)}
     assert result.accepted > 0

@@ -5,24 +5,20 @@ from __future__ import annotations
 import random
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from scenarios.history import Fault as FaultEvent
-from tests.chaos.auditing import Auditor, Size, TrialFailed
-from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.stage import Stage
+from tests.chaos.auditing import Auditor, Size
+from tests.chaos.faults import Fault
+from tests.chaos.plans import STORM, faults_of
+from tests.chaos.stage import Stage, TrialFailed
 
 # A platform that does not serve every thing again by then does not come back by itself.
 RECOVERY_TIMEOUT_S: Final = 120.0
-
-
-# All faults, one after the other in an order that the seed draws, under one auditor: what comes of one meets the next.
-STORM: Final = "storm"
-PLANS: Final[Mapping[str, Sequence[str]]] = {**{name: [name] for name in FAULTS}, STORM: list(FAULTS)}
 
 
 class TrialResult(msgspec.Struct, frozen=True):
@@ -57,7 +53,9 @@ class Trial:
         self._seed = seed
         self._size = size
         self._draws = random.Random(f"{plan}/{seed}")
-        self._auditor = Auditor(stage, directory, seed=seed, size=size)
+        self._faults = faults_of(plan, stage, is_full=size.is_full)
+        others = [history for fault in self._faults for history in fault.histories]
+        self._auditor = Auditor(stage, directory, seed=seed, size=size, others=others)
         self._recoveries_s: dict[str, list[float]] = {}
         self._failures: list[str] = []
         self._kill_count = 0
@@ -70,8 +68,7 @@ class Trial:
         found: dict[str, Any] = {}
         try:
             for fault in self._blows():
-                self._auditor.wait_for_load(self._draws)
-                self._recoveries_s.setdefault(fault.name, []).append(self._strike(fault))
+                self._recoveries_s.setdefault(fault.name, []).append(self._strike_prepared(fault))
             found = self._auditor.conclude()
         except TrialFailed as problem:
             self._failures.append(f"{problem}; {self._stage.state()}")
@@ -92,23 +89,38 @@ class Trial:
         )
 
     def _blows(self) -> Iterator[Fault]:
-        names = list(PLANS[self._plan])
-        self._draws.shuffle(names)
-        for fault in (FAULTS[name] for name in names):
-            if fault.is_possible(self._stage):
-                yield from [fault] * (1 if self._duration_s(fault) else self._size.blows)
+        faults = list(self._faults)
+        self._draws.shuffle(faults)
+        for fault in faults:
+            yield from [fault] * (1 if self._duration_s(fault) else self._size.blows)
 
     def _duration_s(self, fault: Fault) -> float:
-        return fault.lasts_s[self._size.is_full]
+        """Return how long a fault is to last; in a storm not longer than it takes to be noticed: many meet there."""
+        return fault.lasts_s[self._size.is_full and self._plan != STORM]
+
+    def _strike_prepared(self, fault: Fault) -> float:
+        try:
+            fault.prepare(self._stage, self._auditor)
+            self._auditor.wait_for_load(self._draws)
+            return self._strike(fault)
+        finally:
+            wrong = fault.clear(self._stage)
+            if wrong:
+                self._failures.append(f"{fault.name}: {wrong}")
 
     def _strike(self, fault: Fault) -> float:
-        """Break something and mend it; return how long a thing was not served, at most, from then on."""
+        """Break something and mend it; return how long a thing was not served, at most, from then on.
+
+        That is from the mending on, or from the blow on where all is served again while it lasts.
+        """
         auditor, stage = self._auditor, self._stage
         again_count = 0
         struck_s = time.monotonic()
         fault.strike(stage, self._draws)
         try:
             again_count = fault.last(stage, self._duration_s(fault))
+            if fault.is_survived:
+                self._wait_until_survived(fault)
         finally:
             mended_s = time.monotonic()
             fault.mend(stage)
@@ -116,18 +128,26 @@ class Trial:
         self._whole_since_s = None
         try:
             what = f"every thing is served again after {fault.name}"
-            auditor.wait_until(self._is_back, what, timeout_s=RECOVERY_TIMEOUT_S)
+            auditor.wait_until(lambda: self._is_back(fault), what, timeout_s=RECOVERY_TIMEOUT_S)
         finally:
             event = FaultEvent(struck_s, fault.part, fault.name, fault.redelivers, until_s=time.monotonic())
             for _ in range(1 + again_count):
                 auditor.note(event)
             auditor.note(FaultEvent(mended_s, fault.part, "mended"))
-        return auditor.longest_silence_s(mended_s)
+        return auditor.longest_silence_s(struck_s if fault.is_survived else mended_s)
 
-    def _is_back(self) -> bool:
+    def _wait_until_survived(self, fault: Fault) -> None:
+        since_s = time.monotonic()
+        self._auditor.wait_until(
+            lambda: self._auditor.is_served(since_s),
+            f"every thing is served in spite of {fault.name}",
+            timeout_s=RECOVERY_TIMEOUT_S,
+        )
+
+    def _is_back(self, fault: Fault) -> bool:
         """Tell whether every part is there, ready, and every thing has been served since."""
         self._start_again_if_ended()
-        if not (self._stage.is_whole() and self._stage.is_ready()):
+        if not (self._stage.is_whole() and self._stage.is_ready() and fault.is_over(self._stage)):
             self._whole_since_s = None
             return False
         if self._whole_since_s is None:

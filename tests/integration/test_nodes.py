@@ -6,8 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,13 +16,12 @@ from typing import Any
 import pytest
 import redis
 
+from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import (
     START_TIMEOUT_S,
     STOP_TIMEOUT_S,
     RunningPlatform,
-    environment_of,
     platform_on,
-    processes_of,
     run_twinfleet,
     until,
 )
@@ -32,34 +29,6 @@ from tests.integration.running_platform import (
 SHARD_COUNT = 16
 # Numbered names would share a shard.
 THINGS = [f"lamp-{letter}" for letter in "abcdefghijklmnopqrstuvwx"]
-
-
-class Node:
-    """A further node of a platform, run by a process of its own."""
-
-    def __init__(self, head: Path, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.output = data_dir.with_name(f"{data_dir.name}.output")
-        command = ["up", "--join", str(head), "--node", data_dir.name, "--shard-actors", "2"]
-        with self.output.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "twinfleet", *command, "--data-dir", str(data_dir)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment_of(data_dir),
-                start_new_session=True,
-            )
-
-    def wait_until_ready(self) -> None:
-        def is_ready() -> bool:
-            assert self.process.poll() is None, self.output.read_text()
-            return "ready" in self.output.read_text().splitlines()
-
-        until(is_ready, f"{self.data_dir.name} is ready", timeout_s=START_TIMEOUT_S)
-
-    def expect_nothing_left(self) -> None:
-        until(lambda: not processes_of(self.data_dir), f"every process of {self.data_dir.name} has ended")
 
 
 class Operator:
@@ -146,9 +115,10 @@ def test_nodes_join_are_drained_die_and_leave_and_nothing_accepted_is_lost(tmp_p
         head.mkdir()
         for name in ("endpoints.json", "ray.token"):
             shutil.copy(platform.data_dir / name, head / name)
-        attic, cellar = Node(head, tmp_path / "attic"), Node(platform.data_dir, tmp_path / "cellar")
+        attic = RunningNode(head, tmp_path / "attic")
+        cellar = RunningNode(platform.data_dir, tmp_path / "cellar")
         for node in (attic, cellar):
-            stack.callback(end, node)
+            stack.callback(node.end)
         with Operator(platform).at_work() as operator:
             for node in (attic, cellar):
                 node.wait_until_ready()
@@ -205,9 +175,3 @@ def refuse_wrong_nodes(platform: RunningPlatform, tmp_path: Path) -> None:
         answer = run_twinfleet("up", *arguments, data_dir=tmp_path / "refused")
         assert answer.returncode != 0
         assert problem in answer.stderr
-
-
-def end(node: Node) -> None:
-    if node.process.poll() is None:
-        node.process.kill()
-        node.process.wait()

@@ -17,7 +17,7 @@ from twins.model import Group
 from twins.shard import Shard
 from twins.sharding import NamePattern
 from twins.shipped import model_named
-from twins.telemetry_columns import TELEMETRY_COLUMNS
+from twins.telemetry_columns import TELEMETRY_COLUMNS, select_telemetry
 
 START_S = 1_767_225_600
 
@@ -31,23 +31,6 @@ def test_no_two_attributes_share_a_column_nor_take_one_of_the_platforms() -> Non
     assert not columns & set(FIXED_COLUMNS)
     assert not any(column.startswith(("reported_", "desired_")) for column in columns)
     assert column_of_attribute("site") == "site"
-
-
-def test_what_is_a_number_here_and_a_text_there_is_a_text_when_both_are_asked() -> None:
-    tables = [
-        pa.table({"name": ["a"], "reported_state": ["driving"], "reported_level": pa.array([1], pa.uint8())}),
-        pa.table({"name": ["b"], "reported_state": [True], "reported_level": [0.5]}),
-        pa.table({"name": ["c"], "reported_state": [3]}),
-    ]
-    whole = join_tables(tables)
-    assert whole["reported_state"].to_pylist() == ["driving", "true", "3"]
-    assert whole["reported_level"].to_pylist() == [1.0, 0.5, None]
-    assert join_tables([]).num_rows == 0
-
-
-def test_columns_of_one_kind_keep_it() -> None:
-    tables = [pa.table({"x": pa.array([1], pa.uint8())}), pa.table({"x": pa.array([-1], pa.int32())})]
-    assert join_tables(tables)["x"].to_pylist() == [1, -1]
 
 
 @pytest.mark.parametrize("pattern", ["a-{i:03d}", "x{i}", "Sensor_{i:07d}-z"])
@@ -65,7 +48,7 @@ def test_computed_names_are_those_of_the_pattern(pattern: str) -> None:
 
 def telemetry_rows(shard: Shard, now_s: int) -> dict[tuple[str, str, str], dict[str, Any]]:
     rows = {}
-    for part in shard.select_telemetry(None, now_s):
+    for part in select_telemetry(shard.telemetry, shard.fleets.values(), None, now_s=now_s):
         assert tuple(part) == TELEMETRY_COLUMNS
         for row in range(len(part["at"].values)):
             found = {name: column.cell(row) for name, column in part.items()}
@@ -112,5 +95,23 @@ def test_only_the_wanted_columns_of_telemetry_are_there() -> None:
     )
     shard.tick(TickOrder("homes", 0, 1))
     assert all(
-        tuple(part) == ("field", "mean") for part in shard.select_telemetry({"mean", "field"}, START_S)
+        tuple(part) == ("field", "mean")
+        for part in select_telemetry(shard.telemetry, shard.fleets.values(), {"mean", "field"}, now_s=START_S)
     )
+
+
+def test_what_is_a_number_here_and_a_text_there_is_a_text_when_both_are_asked() -> None:
+    tables = [
+        pa.table({"name": ["a"], "reported_state": ["driving"], "reported_level": pa.array([1], pa.uint8())}),
+        pa.table({"name": ["b"], "reported_state": [True], "reported_level": [0.5]}),
+        pa.table({"name": ["c"], "reported_state": [3]}),
+    ]
+    whole = join_tables(tables)
+    assert whole["reported_state"].to_pylist() == ["driving", "true", "3"]
+    assert whole["reported_level"].to_pylist() == [1.0, 0.5, None]
+    assert join_tables([]).num_rows == 0
+
+
+def test_columns_of_one_kind_keep_it() -> None:
+    tables = [pa.table({"x": pa.array([1], pa.uint8())}), pa.table({"x": pa.array([-1], pa.int32())})]
+    assert join_tables(tables)["x"].to_pylist() == [1, -1]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from actors.errors import OperatorError
-from actors.sql import SqlPlan, plan_sql, run_sql
+from actors.sql import SqlEngine, SqlPlan, plan_sql, run_sql
 
 TWINS = pa.table({"name": ["a", "b", "c"], "reported_temperature": [19.0, 21.0, None]})
 
@@ -113,6 +113,21 @@ def test_an_answer_beyond_the_row_limit_is_refused_not_cut_off() -> None:
 def test_a_question_cannot_take_all_memory() -> None:
     with pytest.raises(OperatorError, match=r"(?i)memory"):
         ask("select list(range) from range(1000000000)")
+
+
+def test_nothing_of_a_question_is_left_for_the_next_one() -> None:
+    engine = SqlEngine()
+    first = engine.session()
+    assert first.answer("select name from twins", {"twins": TWINS}, timeout_s=20, row_max=9).num_rows == 3
+    for session in (engine.session(), engine.session()):
+        with pytest.raises(OperatorError, match="twins"):
+            session.answer("select name from twins", {}, timeout_s=20, row_max=9)
+    first.close()
+    left = engine.session().answer(
+        "select view_name from duckdb_views() where not internal", {}, timeout_s=20, row_max=9
+    )
+    assert left.num_rows == 0
+    engine.close()
 
 
 @pytest.mark.parametrize(
