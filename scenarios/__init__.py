@@ -2,7 +2,7 @@
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `history` · `audit_rules` · `source` · `model_files` · `metrics` ·
-`spec` · `workloads` · `reading` · `result` · `checks` ·
+`spec` · `workloads` · `troubles` · `reading` · `result` · `checks` ·
 `brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
 `interruption` · `run` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor`
 

@@ -52,16 +52,17 @@ class Invariants:
         """Hold one window of a group to what was ordered."""
         group, name = self._groups[order.group], order.group
         self._ticks[name] += order.tick_count
-        self._totals[name] += summary
+        self._totals[name] = self._totals[name].then(summary)
         place = f"group {name}, ticks {order.first_tick} to {order.first_tick + order.tick_count - 1}"
         device_ticks = group.count * order.tick_count
         if summary.device_ticks != device_ticks:
             self._violate(
                 f"{place}: {summary.device_ticks} device-ticks happened, {device_ticks} were ordered"
             )
-        lost = summary.reports_due - summary.reports_arrived - summary.reports_offline
-        if lost < 0:
-            self._violate(f"{place}: {-lost} more reports were counted than were due")
+        missing = self._totals[name].reports_due - self._totals[name].reports_accounted
+        if missing:
+            more = "fewer" if missing > 0 else "more"
+            self._violate(f"{place}: {abs(missing)} {more} reports were counted so far than were due")
         # A device reports once in its period, wherever in it: so many reports are due, counted without the fleet.
         fewest, most = _due(group, self._ticks[name])
         due = self._totals[name].reports_due
@@ -97,10 +98,10 @@ class Invariants:
         if name == "version_never_decreases":
             return f"{self._reply_count} replies"
         total = sum(self._totals.values(), TickSummary())
-        lost = total.reports_due - total.reports_arrived - total.reports_offline
+        others = total.reports_accounted - total.reports_arrived - total.reports_offline - total.reports_lost
         return (
             f"{total.reports_due:,} due = {total.reports_arrived:,} arrived + {total.reports_offline:,} offline "
-            f"+ {lost:,} lost"
+            f"+ {total.reports_lost:,} lost" + (f" + {others:,} under way, kept or refused" if others else "")
         )
 
 

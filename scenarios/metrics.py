@@ -10,12 +10,14 @@ import math
 import operator
 import re
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twins.program import HISTOGRAM_BUCKETS, HISTOGRAM_FIRST, HISTOGRAM_SHIFT
 
 Kind = Literal["counter", "gauge", "trend"]
 
@@ -36,6 +38,25 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
         Metric("reports", "counter", "", "reports of simulated devices that reached their twins"),
         Metric("reports_lost", "counter", "", "reports that were sent and never reached their twin"),
         Metric("reports_offline", "counter", "", "reports that were due while the device was offline"),
+        Metric("reports_refused", "counter", "", "reports that arrived damaged or could not be read"),
+        Metric("reports_silent", "counter", "", "reports that were due while the device hung"),
+        Metric("reports_dropped", "counter", "", "reports kept while offline that had to make room"),
+        Metric(
+            "reports_delayed", "counter", "", "reports that arrived in a later second than they were due in"
+        ),
+        Metric("reports_reordered", "counter", "", "reports that arrived after a newer one"),
+        Metric("reports_duplicated", "counter", "", "reports that arrived once more"),
+        Metric("reports_resent", "counter", "", "reports that were sent again (QoS 1)"),
+        Metric("reports_misdated", "counter", "", "reports whose own time stamp was wrong"),
+        Metric("connect_attempts", "counter", "", "attempts to get a connection in reconnect storms"),
+        Metric("reports_in_flight", "gauge", "", "reports under way between devices and twins"),
+        Metric("reports_buffered", "gauge", "", "reports that devices keep because they are offline"),
+        Metric(
+            "report_latency",
+            "trend",
+            "ms",
+            "virtual time from the moment a simulated report was due to its arrival; groups with a network only",
+        ),
         Metric("connected_ratio", "gauge", "", "share of simulated devices that are connected"),
         Metric("delta_outstanding", "gauge", "", "simulated twins whose desired and reported state differ"),
         Metric(
@@ -147,6 +168,8 @@ class Measurements:
         self.measured_s = 0.0
         self._samples: dict[str, array[float]] = {}
         self._counts: dict[str, float] = {}
+        # Of trends with too many samples to keep: how many fell into each bucket of `program.HISTOGRAM_BUCKETS`.
+        self._sizes: dict[str, NDArray[np.int64]] = {}
 
     def add(self, name: str, value: float) -> None:
         """Record a sample of a metric; 0 of a counter says that it was watched and nothing happened."""
@@ -158,6 +181,13 @@ class Measurements:
         else:
             self._samples.setdefault(name, array("d")).append(value)
 
+    def add_histogram(self, name: str, counts: Sequence[int]) -> None:
+        """Record many samples of a trend by their sizes, in the buckets of `program.HISTOGRAM_BUCKETS`."""
+        if self.is_counting and any(counts):
+            self._sizes[name] = self._sizes.get(name, np.zeros(HISTOGRAM_BUCKETS, np.int64)) + np.array(
+                counts
+            )
+
     def statistic(self, name: str, statistic: str) -> float | None:
         """Return a statistic over all samples of a metric, or None if there are none."""
         if CATALOGUE[name].kind == "counter":
@@ -166,6 +196,8 @@ class Measurements:
             # The rate is per second of virtual time, which is the load that the scenario asked for.
             count = self._counts[name]
             return count if statistic == "count" else count / self.measured_s if self.measured_s else None
+        if name in self._sizes:
+            return _of_sizes(self._sizes[name], statistic)
         if not self._samples.get(name):
             return None
         samples = np.frombuffer(self._samples[name], dtype="f8")
@@ -183,3 +215,23 @@ class Measurements:
             if present:
                 result[name] = present
         return result
+
+
+def _of_sizes(counts: NDArray[np.int64], statistic: str) -> float:
+    """Return a statistic of a histogram: a percentile is the upper end of its bucket, at most a quarter too high."""
+    bits = np.arange(HISTOGRAM_FIRST, HISTOGRAM_FIRST + HISTOGRAM_BUCKETS + 1, dtype=np.uint32)
+    edges = (bits << np.uint32(HISTOGRAM_SHIFT)).view(np.float32).astype(np.float64)
+    # The first bucket also has what took no time at all.
+    edges[0] = 0.0
+    used, total = np.flatnonzero(counts), int(counts.sum())
+    if statistic == "count":
+        return float(total)
+    if statistic == "min":
+        return float(edges[used[0]])
+    if statistic == "max":
+        return float(edges[used[-1] + 1])
+    if statistic == "avg":
+        return float(((edges[:-1] + edges[1:]) / 2 * counts).sum() / total)
+    percent = 50.0 if statistic == "med" else float(statistic[2:-1])
+    rank = max(1, math.ceil(percent / 100 * total))
+    return float(edges[int(np.searchsorted(np.cumsum(counts), rank)) + 1])

@@ -27,6 +27,22 @@ _DEVICE_COUNTERS: Final = (
     "device_disconnects",
     "device_errors",
 )
+# What summaries say of reports, by the metric's name.
+_REPORT_COUNTS: Final = (
+    "reports_lost",
+    "reports_offline",
+    "reports_refused",
+    "reports_silent",
+    "reports_dropped",
+    "reports_delayed",
+    "reports_reordered",
+    "reports_duplicated",
+    "reports_resent",
+    "reports_misdated",
+    "connect_attempts",
+    "reports_in_flight",
+    "reports_buffered",
+)
 _COUNTER_OF: Final[Mapping[str, str]] = {
     "accepted": "device_reports",
     "obeyed": "device_reports",
@@ -97,12 +113,12 @@ class Observer:
             self.invariants.on_window(order, summary)
             total += summary
         tick_count = orders[0].tick_count
-        lost = total.reports_due - total.reports_arrived - total.reports_offline
         connected_ratio = total.connected_count / self._simulated_count
         add = self.measurements.add
         add("reports", total.reports_arrived)
-        add("reports_lost", lost)
-        add("reports_offline", total.reports_offline)
+        for name in _REPORT_COUNTS:
+            add(name, getattr(total, name))
+        self.measurements.add_histogram("report_latency", total.latency)
         add("connected_ratio", connected_ratio)
         add("delta_outstanding", total.delta_count)
         if lag_ms is not None:

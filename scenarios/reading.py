@@ -27,6 +27,7 @@ from scenarios.spec import (
     ChoiceSpec,
     ClockSpec,
     DeviceSpec,
+    FaultSpec,
     GroupSpec,
     Scenario,
     SetDesired,
@@ -34,15 +35,16 @@ from scenarios.spec import (
     Threshold,
     WaitFor,
 )
+from scenarios.troubles import read_fault, read_network
 from scenarios.workloads import group_of
 from twins.errors import ModelError
-from twins.model import DeviceModel, Field
+from twins.model import DeviceModel, Field, Group
 from twins.sharding import NamePattern, is_thing_name
 from twins.shipped import MODELS, model_named
 from twins.words import nearest, one_of
 
 # Words of the language that later versions have.
-_LATER_KEYS: Final = ("stages", "faults", "abort_on", "path")
+_LATER_KEYS: Final = ("stages", "abort_on", "path")
 _LATER_ACTIONS: Final = ("rollout",)
 _LATER_METRICS: Final = ("ingest_latency", "messages_lost", "recovery_time", "connect_errors")
 _LATER_CHECKS: Final = ("no_acknowledged_update_lost",)
@@ -75,6 +77,7 @@ class _Reader:
         self.root = root
         self.patterns: dict[str, tuple[NamePattern, int]] = {}
         self.models: dict[str, DeviceModel] = {}
+        self.groups: dict[str, Group] = {}
         self.devices: dict[str, str] = {}
         self.duration_s = 0
         self.clock = ClockSpec()
@@ -106,6 +109,7 @@ class _Reader:
             devices=devices,
             # A stable sort: steps of one time stay in the order of the file.
             steps=tuple(sorted(top.take("steps", self._steps, ()), key=lambda step: step.at_s)),
+            faults=top.take("faults", self._faults, ()),
             checks=top.take("checks", _checks, ()),
             thresholds=top.take("thresholds", self._thresholds, ()),
             assertions=top.take("assertions", _assertions, ()),
@@ -144,8 +148,9 @@ class _Reader:
             model.reporting.every_s or _REPORT_EVERY_S,
         )
         attributes = entries.take("attributes", _choices, {})
-        entries.close(later=("network",))
-        group = GroupSpec(name, model, count, thing_name, report_every_s, attributes)
+        network = entries.take("network", read_network, None)
+        entries.close()
+        group = GroupSpec(name, model, count, thing_name, report_every_s, attributes, network)
         if name in self.patterns:
             item.blame(f"another group is named {name!r} already")
         self._check_group(item, group, is_sound=len(item.source.problems) == problem_count)
@@ -166,7 +171,8 @@ class _Reader:
 
     def _check_group(self, item: Item, group: GroupSpec, *, is_sound: bool) -> None:
         try:
-            pattern = group_of(group, seed=0, start_s=0).pattern
+            made = group_of(group, seed=0, start_s=0)
+            pattern = made.pattern
         except ModelError as error:
             # Else this is a mistake that has been told already.
             if is_sound:
@@ -178,6 +184,7 @@ class _Reader:
             if mine is not None or theirs is not None:
                 item.blame(f"its thing names are also those of group {other!r}")
         self.patterns[group.name] = (pattern, group.count)
+        self.groups[group.name] = made
         self.models[group.name] = group.model
 
     def _devices(self, item: Item) -> tuple[DeviceSpec, ...]:
@@ -204,6 +211,16 @@ class _Reader:
 
     def _steps(self, item: Item) -> tuple[Step, ...]:
         return tuple(step for element in item.items() if (step := self._step(element)))
+
+    def _faults(self, item: Item) -> tuple[FaultSpec, ...]:
+        found = [spec for element in item.items() if (spec := read_fault(element, self.groups))]
+        names = [spec.fault.name for spec in found]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            item.blame(f"{names.count(name)} faults are named {name!r}; give each its own name")
+        for spec in found:
+            if spec.fault.first_tick >= self.duration_s:
+                item.blame(f"{spec.fault.name!r} begins not before the end of the scenario")
+        return tuple(found)
 
     def _step(self, item: Item) -> Step | None:
         entries = item.entries()

@@ -31,6 +31,7 @@ def group_of(spec: GroupSpec, *, seed: int, start_s: int) -> Group:
         tick_s=TICK_S,
         report_every_ticks=spec.report_every_s // TICK_S,
         attributes=tuple(attributes),
+        network=spec.network,
     )
 
 
@@ -55,9 +56,19 @@ def window_end(scenario: Scenario, tick: int) -> int:
 
 
 def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[TickOrder]:
-    """Return one order per group for a window; what steps desire of a group at its first tick rides on its order."""
+    """Return one order per group for a window; with what steps desire and faults that have begun."""
     return [
-        TickOrder(group.name, first_tick, tick_count, _desired(scenario, group, first_tick))
+        TickOrder(
+            group.name,
+            first_tick,
+            tick_count,
+            _desired(scenario, group, first_tick),
+            [
+                each.fault
+                for each in scenario.faults
+                if group.name in each.groups and each.fault.first_tick < first_tick + tick_count
+            ],
+        )
         for group in scenario.groups
     ]
 

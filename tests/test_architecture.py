@@ -32,7 +32,7 @@ NOT_IN_CORE: Final = frozenset(
 CORE_LIBRARIES: Final = ("numpy", "msgspec")  # columns, and the one codec
 CORE_LIBRARY_MODULES: Final = {
     "pyarrow": ("twins/snapshot.py",),
-    "numba": ("twins/kernels.py",),
+    "numba": ("twins/kernel_loops.py",),
     # The shipped device models are YAML files of the package: part of the program, which never change while it runs.
     "yaml": ("twins/shipped.py",),
 }
@@ -336,7 +336,7 @@ def test_the_direction_rule_finds_imports_to_the_left(path: str, source: str, is
         ("twins/shard.py", "import numpy as np\nnp.random.rand()", True),
         ("twins/shard.py", "open('x')", True),
         ("twins/snapshot.py", "import pyarrow as pa", False),
-        ("twins/kernels.py", "import numba", False),
+        ("twins/kernel_loops.py", "import numba", False),
         (
             "twins/shard.py",
             "import json, zlib\nimport numpy as np\nimport msgspec\nfrom twins.model import x",

@@ -6,14 +6,16 @@ what it was desired to be it takes over first. Devices that are `held` are someb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from twins.expressions import constant_of, names_of, parse_formula
+from twins.fault_program import FaultWriter
 from twins.generators import REPORTED, FieldWriter, formulas_of, kind_of, state_layout, toggled
+from twins.link_program import LinkWriter, Sent
 from twins.model import Counter, Decay, DeviceModel, Field
 from twins.program import Builder, Op, Operand, Program, Register, Shared
 from twins.table import EXISTS
@@ -22,6 +24,7 @@ from twins.table import EXISTS
 DUE: Final = "due"
 ARRIVED: Final = "arrived"
 OFFLINE: Final = "offline"
+SILENT: Final = "silent"
 DIFFERING: Final = "differing"
 _LOADS: Final[Mapping[str, tuple[Op, Op | None]]] = {
     "float32": (Op.LD4, None),
@@ -81,7 +84,8 @@ class Turn:
     """What a program is to be written for: `builder` knows the columns, `period_s` lies between two turns.
 
     `obeys` says that anything may be desired of the devices, `is_held` that some may be somebody else's (a column
-    `held` says which).
+    `held` says which). Without a `link` all reports arrive at once, without `faults` nothing goes wrong; the
+    latter is made for the rows that it is given.
     """
 
     model: DeviceModel
@@ -91,6 +95,8 @@ class Turn:
     builder: Builder
     obeys: bool
     is_held: bool
+    link: LinkWriter | None = None
+    faults: Callable[[Register], FaultWriter] | None = None
 
 
 class _TurnWriter:
@@ -101,6 +107,7 @@ class _TurnWriter:
         b = self.builder
         self.rows = b.emit(Op.ROWS)
         self.live = b.emit(Op.MANDN, self.rows, b.emit(Op.LDM, "held")) if turn.is_held else self.rows
+        self.faults = None if turn.faults is None else turn.faults(self.live)
         self.asks_for_reports = _asks_for_reports(turn.model)
         has_reported = b.emit(Op.LDM, "has_reported") if self.asks_for_reports else b.emit(Op.MFILL, 0)
         # The connection may depend on fields as they were, so it needs a writer before it is known.
@@ -114,25 +121,64 @@ class _TurnWriter:
         online = self._connect()
         self.fields.is_online = online
         self.fields.advance()
+        self._go_wrong()
         if self.turn.obeys:
+            deaf = None if self.faults is None else self.faults.deaf()
+            hears = online if deaf is None else b.emit(Op.MANDN, online, deaf)
             for item in self.model.fields:
                 if item.is_settable:
-                    self._obey(item, online)
-        wants = self._wants_to_report()
-        reports = b.emit(Op.MAND, wants, online)
+                    self._obey(item, hears)
+        self.reported = self._measured()
+        sent = self._send(self._wants_to_report(), online)
         self.fields.store_states(self.live if self.turn.is_held else None)
         if self.asks_for_reports:
-            b.do(Op.STM_W, "has_reported", reports, self.live)
+            b.do(Op.STM_W, "has_reported", sent.said, self.live)
         for name, _ in self.model.reporting.dead_bands:
-            self._remember_sent(name, reports)
-        self._apply(reports)
-        b.count(DUE, wants)
-        b.count(ARRIVED, reports)
-        b.count(OFFLINE, b.emit(Op.MANDN, wants, online))
+            self._remember_sent(name, sent.said)
+        self._apply(sent)
         return b.build()
+
+    def _go_wrong(self) -> None:
+        if self.faults is not None:
+            self.faults.restart(self.fields)
+            self.faults.drain(self.fields)
+
+    def _measured(self) -> dict[str, Operand]:
+        """Return what devices take for the values of their fields."""
+        values = dict(self.fields.values)
+        if self.faults is not None:
+            for position, item in enumerate(self.model.fields):
+                values[item.name] = self.faults.spoil(item, values[item.name], position)
+        return values
+
+    def _send(self, wants: Register, online: Register) -> Sent:
+        """Let devices send their reports, and count what becomes of them."""
+        b = self.builder
+        b.count(DUE, wants)
+        silent = None if self.faults is None else self.faults.silent()
+        if silent is not None:
+            b.count(SILENT, b.emit(Op.MAND, wants, silent))
+            wants = b.emit(Op.MANDN, wants, silent)
+        if self.turn.link is None:
+            reports, none = b.emit(Op.MAND, wants, online), b.emit(Op.MFILL, 0)
+            sent = Sent(reports, none, reports, none, none, b.emit(Op.MANDN, wants, online))
+        else:
+            sent = self.turn.link.send(wants, online, self.live)
+        b.count(ARRIVED, sent.arrives)
+        b.count(OFFLINE, sent.offline)
+        return sent
 
     def _connect(self) -> Register:
         """Let connections drop and come back; return who of the live ones is online now."""
+        faults = self.faults
+        if faults is None or not faults.cuts:
+            return self._connect_by_itself()
+        b, was_online = self.builder, self.fields.is_online
+        online = faults.connection(self._connect_by_itself(), was_online)
+        b.do(Op.STM_W, "connected", online, self.live)
+        return online
+
+    def _connect_by_itself(self) -> Register:
         rates = connection_rates(self.model)
         if rates is None:
             return self.live
@@ -192,7 +238,7 @@ class _TurnWriter:
         return b.emit(Op.MAND, wants, self.live)
 
     def _has_left(self, item: Field, band: float) -> Register:
-        b, value, place = self.builder, self.fields.values[item.name], f"sent.{item.name}"
+        b, value, place = self.builder, self.reported[item.name], f"sent.{item.name}"
         kind = kind_of(item)
         if kind == "mask":
             return b.emit(Op.MXOR, b.register(value), b.emit(Op.LDM, place))
@@ -207,7 +253,7 @@ class _TurnWriter:
 
     def _remember_sent(self, name: str, reports: Register) -> None:
         b, item = self.builder, self.model.fields[self.model.position(name)]
-        value = self.fields.values[name]
+        value = self.reported[name]
         if kind_of(item) == "mask":
             b.do(Op.STM_W, f"sent.{name}", b.register(value), reports)
         elif kind_of(item) == "choice":
@@ -216,35 +262,86 @@ class _TurnWriter:
             b.do(Op.ST4_W, f"sent.{name}", b.register(self._as_float(item, value)), reports)
         b.do(Op.ST4_KW, "sent_at", lambda moment: moment.time_s, reports)
 
-    def _apply(self, reports: Register) -> None:
-        """Let twins take in the reports that arrive: values, stamps, versions, windows."""
-        b = self.builder
-        bits = EXISTS
-        for position, item in enumerate(self.model.fields):
-            bits |= 1 << position
-            self._store(item, self.fields.values[item.name], reports)
-            b.do(Op.ST4_KW, f"twin.reported_at.{item.name}", lambda moment: moment.time_s, reports)
-        b.do(Op.ST2_KW, "twin.reported_valid", bits, reports)
+    def _apply(self, sent: Sent) -> None:
+        """Let twins take in the reports that arrive: values, stamps, versions, windows; list the others."""
+        b, reports = self.builder, sent.arrives
+        values: list[Register] = []
+        valid = self._valid()
+        for item in self.model.fields:
+            present = reports
+            missing = None if self.faults is None else self.faults.missing(item)
+            if missing is not None:
+                present = b.emit(Op.MANDN, reports, missing)
+            values.append(self._store(item, self.reported[item.name], present))
+            b.do(Op.ST4_KW, f"twin.reported_at.{item.name}", lambda moment: moment.time_s, present)
+            if item.is_windowed:
+                self._summarise(item, present)
+        if isinstance(valid, Register):
+            self._store_valid(valid, reports)
+        else:
+            b.do(Op.ST2_KW, "twin.reported_valid", valid, reports)
+            valid = b.emit(Op.IFILL, valid)
         b.do(Op.ST4_KW, "twin.changed_at", lambda moment: moment.time_s, reports)
         b.do(Op.INC4_W, "twin.version", reports)
-        for item in self.model.fields:
-            if item.is_windowed:
-                value = b.register(self._as_float(item, self.fields.values[item.name]))
-                b.do(Op.INC2_W, f"window.{item.name}.present.count", reports)
-                for op, name in ((Op.FADD4_W, "sum"), (Op.FMIN4_W, "min"), (Op.FMAX4_W, "max")):
-                    b.do(op, f"window.{item.name}.present.{name}", value, reports)
+        if self.turn.link is not None:
+            self.turn.link.note_newest(reports)
+            self.turn.link.list_reports(sent, values, valid)
+        offset = None if self.faults is None else self.faults.clock_offset_s()
+        if self.turn.link is not None:
+            self.turn.link.count_misdated(reports, offset)
 
-    def _store(self, item: Field, value: Operand, mask: Register) -> None:
+    def _valid(self) -> Register | int:
+        """Return the bits of what a report holds: a number if they are the same for all."""
+        bits = EXISTS | (1 << len(self.model.fields)) - 1
+        masks = [
+            (position, mask)
+            for position, item in enumerate(self.model.fields)
+            if self.faults is not None and (mask := self.faults.missing(item)) is not None
+        ]
+        if not masks:
+            return bits
+        b = self.builder
+        valid = b.emit(Op.IFILL, bits)
+        for position, mask in masks:
+            valid = b.emit(Op.SELECT, mask, b.emit(Op.ISUB_K, valid, 1 << position), valid)
+        return valid
+
+    def _store_valid(self, valid: Register, reports: Register) -> None:
+        """Add the bits of what reports hold to those of what twins have heard before."""
+        b = self.builder
+        before, after = b.emit(Op.LD2, "twin.reported_valid"), b.emit(Op.IFILL, EXISTS)
+        for position in range(len(self.model.fields)):
+            bit = 1 << position
+            both = b.emit(
+                Op.MOR,
+                *(
+                    b.emit(Op.MNOT, b.emit(Op.IEQ_K, b.emit(Op.IAND_K, bits, bit), 0))
+                    for bits in (before, valid)
+                ),
+            )
+            after = b.emit(Op.SELECT, both, b.emit(Op.IADD_K, after, bit), after)
+        b.do(Op.ST2_W, "twin.reported_valid", after, reports)
+
+    def _summarise(self, item: Field, reports: Register) -> None:
+        b = self.builder
+        value = b.register(self._as_float(item, self.reported[item.name]))
+        b.do(Op.INC2_W, f"window.{item.name}.present.count", reports)
+        for op, name in ((Op.FADD4_W, "sum"), (Op.FMIN4_W, "min"), (Op.FMAX4_W, "max")):
+            b.do(op, f"window.{item.name}.present.{name}", value, reports)
+
+    def _store(self, item: Field, value: Operand, mask: Register) -> Register:
+        """Store a value in a twin's column, and return it as the column holds it."""
         b, place = self.builder, f"twin.reported.{item.name}"
         register = b.register(value)
         if item.dtype == "bool":
             b.do(Op.STM_W, place, register, mask)
-            return
+            return b.emit(Op.SELECT, register, b.emit(Op.IFILL, 1), b.emit(Op.IFILL, 0))
         if item.dtype == "float16":
             register = b.emit(Op.F2H, register)
         elif item.dtype not in ("float32", "uint32", "choice"):
             register = b.emit(Op.F2I, register)
         b.do(_STORES[item.column_dtype.itemsize], place, register, mask)
+        return register
 
 
 def write_comparison(model: DeviceModel, builder: Builder) -> Program:

@@ -14,23 +14,27 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from twins.link_program import NEWEST
 from twins.shadow import encode_json
 from twins.sharding import BLOCK_SIZE
 from twins.simulated import HELD, SimulatedFleet
 
+# Whose rows others hold, and a note that is only kept up while reports are under way in the same shard.
+_APART: Final = (HELD, NEWEST)
 _SORTED_JSON: Final = msgspec.json.Encoder(order="deterministic")
 
 
 def digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
     """Yield (name pattern, block, SHA-256) for each block of the twins of a fleet in one shard."""
     table = fleet.table
-    named = {name: column for name, column in fleet.arena.columns.items() if name != HELD}
+    named = {name: column for name, column in fleet.arena.columns.items() if name not in _APART}
     layout = np.dtype([(name, named[name].dtype.newbyteorder("<")) for name in sorted(named)])
     overflow: dict[int, list[Any]] = {}
     for row in sorted(table.overflow.keys() - fleet.held.keys()):
         kept = table.overflow[row]
         trees = [kept.desired, kept.desired_metadata, kept.reported, kept.reported_metadata]
         overflow.setdefault(row // BLOCK_SIZE, []).append([table.name(row), trees])
+    under_way = () if fleet.post is None else fleet.post.dump()
     head = encode_json(
         [str(table.pattern), fleet.next_tick, [[n, named[n].dtype.str] for n in sorted(named)]]
     )
@@ -44,6 +48,11 @@ def digest_fleet(fleet: SimulatedFleet) -> Iterator[tuple[str, int, bytes]]:
         digest = hashlib.sha256(head)
         digest.update(packed.tobytes())
         digest.update(_SORTED_JSON.encode(overflow.get(position, [])))
+        for records in under_way:
+            bounds = np.searchsorted(records["row"], [rows.start, rows.stop])
+            part = records[slice(*bounds)].copy()
+            part["row"] -= np.uint32(rows.start)
+            digest.update(part[~np.isin(part["row"], outside)].tobytes())
         if outside:
             digest.update(_SORTED_JSON.encode(["outside", outside]))
         yield str(table.pattern), block, digest.digest()

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from twins.arena import Arena
 from twins.draws import INDEX_MULTIPLIER, fill_draws
 from twins.errors import InvariantError
-from twins.program import CELL_ROWS, Moment, Op, Program
+from twins.program import (
+    CELL_ROWS,
+    HISTOGRAM_BUCKETS,
+    HISTOGRAM_FIRST,
+    HISTOGRAM_SHIFT,
+    Moment,
+    Op,
+    Program,
+)
 
 # 16,384 rows at a time: a dozen registers of them fit a 1 MiB second-level cache.
 BLOCK_CELLS: Final = 512
@@ -20,6 +28,8 @@ _ROW_SPREAD: Final = np.arange(CELL_ROWS, dtype=np.uint32) * np.uint32(INDEX_MUL
 _LOW_HALF: Final = np.uint32(0xFFFF)
 _HALF_BITS: Final = np.uint32(16)
 _PER_HALF: Final = np.float32(2.0**-16)
+# Undoes what spreads the numbers of devices.
+_INVERSE: Final = np.uint32(pow(INDEX_MULTIPLIER, -1, 1 << 32))
 # The greatest float32 below 2**32, and below 2**31.
 _WORD_MAX: Final = np.float32(4294967040.0)
 _SIGNED_MAX: Final = np.float32(2147483520.0)
@@ -322,6 +332,11 @@ def _rows(b: _Block, d: int, *_: int) -> None:
     np.less(b.numbers(), b.rows.count, out=b.m[d])
 
 
+def _numbers(b: _Block, d: int, *_: int) -> None:
+    np.add(b.rows.cell_spread[b.cells][:, None], _ROW_SPREAD, out=b.w[d])
+    np.multiply(b.w[d], _INVERSE, out=b.w[d])
+
+
 def _store(whole: str, bank: str, *, is_masked: bool = False) -> _Handler:
     dtype = {"words": np.uint32, "halves": np.uint16, "bytes": np.uint8}[whole]
 
@@ -366,6 +381,25 @@ def _emit(b: _Block, _d: int, mask: int, number: int, *_: int) -> None:
     found = b.numbers()[b.m[mask]]
     if len(found):
         b.lists[number].append(found)
+
+
+def _take(b: _Block, _d: int, x: int, mask: int, number: int, *_: int) -> None:
+    found = b.w[x][b.m[mask]]
+    if len(found):
+        b.lists[number].append(found.astype(np.int64))
+
+
+def _histogram(b: _Block, _d: int, x: int, mask: int, number: int, *_: int) -> None:
+    buckets = bucket_of(b.w[x][b.m[mask]].view(np.float32))
+    for bucket, count in enumerate(np.bincount(buckets, minlength=HISTOGRAM_BUCKETS).tolist()):
+        b.counts[number + bucket] += count
+
+
+def bucket_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return in which bucket of a histogram each value of 0 or more is counted."""
+    bits = values.view(np.uint32) >> np.uint32(HISTOGRAM_SHIFT)
+    bounded: NDArray[np.int64] = np.clip(bits.astype(np.int64) - HISTOGRAM_FIRST, 0, HISTOGRAM_BUCKETS - 1)
+    return bounded
 
 
 _HANDLERS: Final[Mapping[Op, _Handler]] = {
@@ -433,6 +467,7 @@ _HANDLERS: Final[Mapping[Op, _Handler]] = {
     Op.LDM: _load_mask,
     Op.LDB: _load_bit,
     Op.ROWS: _rows,
+    Op.NUMBERS: _numbers,
     Op.ST4: _store("words", "w"),
     Op.ST2: _store("halves", "w"),
     Op.ST1: _store("bytes", "w"),
@@ -450,6 +485,8 @@ _HANDLERS: Final[Mapping[Op, _Handler]] = {
     Op.FMAX4_W: _combine(_greater),
     Op.COUNT: _count,
     Op.EMIT: _emit,
+    Op.TAKE: _take,
+    Op.HISTOGRAM: _histogram,
 }
 if _HANDLERS.keys() != set(Op):
     raise InvariantError(f"operations without a handler: {set(Op) - _HANDLERS.keys()}")

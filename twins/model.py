@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from twins.errors import ModelError
+from twins.link import Network, report_bytes
 from twins.sharding import NamePattern
 
 # Field validity of a row is one bit a field in a 16-bit column, whose last bit says that the shadow exists.
@@ -294,7 +295,8 @@ class Group:
 
     The group holds the definition itself, so that it lives on whatever becomes of the file that the model was read
     from. `tick_s` is the length of a tick in virtual seconds, `start_s` the virtual time of tick 0 (seconds since the
-    Unix epoch), `report_every_ticks` the reporting period of every device.
+    Unix epoch), `report_every_ticks` the reporting period of every device. Without a `network` all
+    reports arrive at once.
     """
 
     name: str
@@ -306,6 +308,7 @@ class Group:
     tick_s: int = 1
     report_every_ticks: int = 10
     attributes: Sequence[Attribute] = ()
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= 2**32 - 1:
@@ -316,6 +319,24 @@ class Group:
             raise ModelError(f"group {self.name!r}: model {self.model.name!r} has no field to simulate")
         if len(self.pattern.name(self.count - 1)) > 128:
             raise ModelError(f"group {self.name!r}: its thing names would be longer than 128 characters")
+        if self.network is not None:
+            self._check_network(self.network)
+
+    def _check_network(self, network: Network) -> None:
+        place = f"group {self.name!r}"
+        network.check(place)
+        values = {each.name: each.values for each in self.attributes}
+        for value, _ in network.by_value:
+            if value not in values.get(network.attribute, ()):
+                raise ModelError(f"{place}: its devices have no {network.attribute!r} of {value!r}")
+        size_bytes = report_bytes(len(self.model.fields))
+        period_s = self.report_every_ticks * self.tick_s
+        for link in (network.link, *(link for _, link in network.by_value)):
+            if 0 < link.bandwidth_bytes_s < size_bytes / period_s:
+                raise ModelError(
+                    f"{place}: a report of about {size_bytes} bytes every {period_s} s needs more than "
+                    f"{link.bandwidth_bytes_s:g} bytes/s"
+                )
 
     @cached_property
     def pattern(self) -> NamePattern:

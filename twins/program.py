@@ -93,6 +93,7 @@ class Op(IntEnum):
     LDM = auto()
     LDB = auto()
     ROWS = auto()
+    NUMBERS = auto()
     ST4 = auto()
     ST2 = auto()
     ST1 = auto()
@@ -110,6 +111,8 @@ class Op(IntEnum):
     FMAX4_W = auto()
     COUNT = auto()
     EMIT = auto()
+    TAKE = auto()
+    HISTOGRAM = auto()
 
 
 # What an operation gives ("w" a word, "m" a mask, "-" nothing), then what it takes: w and m registers, k a shared
@@ -170,6 +173,8 @@ _SIGNATURES: Final[Mapping[Op, str]] = {
     Op.LDB: "moi",
     # the rows that are devices, not what fills the last cell
     Op.ROWS: "m",
+    # the devices' numbers in the whole fleet
+    Op.NUMBERS: "w",
     **dict.fromkeys((Op.ST4, Op.ST2, Op.ST1), "-ow"),
     Op.STM: "-om",
     # _W writes only where a mask holds
@@ -181,7 +186,16 @@ _SIGNATURES: Final[Mapping[Op, str]] = {
     # how often a mask holds, added to count i; the rows where it holds, appended to list i
     Op.COUNT: "-mi",
     Op.EMIT: "-mi",
+    # a word where a mask holds, appended to list i
+    Op.TAKE: "-wmi",
+    # how many floats, where a mask holds, fall into each of HISTOGRAM_BUCKETS, added to the counts from i on
+    Op.HISTOGRAM: "-wmi",
 }
+# Four buckets to each power of two, the first of what is below 1.25, the last of all that is above 1.75 * 2**21: from
+# a millisecond to an hour. They are read off the bits of a float32: its exponent and the first two of its fraction.
+HISTOGRAM_BUCKETS: Final = 88
+HISTOGRAM_SHIFT: Final = 21
+HISTOGRAM_FIRST: Final = 127 << 2
 # The operation, its result, and three operands at most.
 CODE_WIDTH: Final = 5
 
@@ -285,6 +299,17 @@ class Builder:
     def collect(self, name: str, mask: Register) -> None:
         """List the rows in which a mask holds, under a name."""
         self.do(Op.EMIT, mask, self._number_of(name, self._lists))
+
+    def take(self, name: str, value: Register, mask: Register) -> None:
+        """List a value of the rows in which a mask holds, as words, under a name."""
+        self.do(Op.TAKE, value, mask, self._number_of(name, self._lists))
+
+    def histogram(self, name: str, value: Register, mask: Register) -> None:
+        """Count the values of the rows in which a mask holds by size, as counts `name.0`, `name.1` ..."""
+        first = self._number_of(f"{name}.0", self._counts)
+        for bucket in range(1, HISTOGRAM_BUCKETS):
+            self._number_of(f"{name}.{bucket}", self._counts)
+        self.do(Op.HISTOGRAM, value, mask, first)
 
     @staticmethod
     def _number_of(name: str, names: list[str]) -> int:
@@ -520,7 +545,7 @@ _KINDS: Final[Mapping[Op, Literal["float", "word"]]] = dict.fromkeys(
             Op.F2I,
             Op.F2H,
         ),
-        *(Op.LD2, Op.LD2S, Op.LD1, Op.LD1S),
+        *(Op.LD2, Op.LD2S, Op.LD1, Op.LD1S, Op.NUMBERS),
     ),
     "word",
 )

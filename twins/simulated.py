@@ -8,8 +8,7 @@ precision without library functions, so the same seed gives the same bytes every
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +20,7 @@ from twins.behavior import (
     DIFFERING,
     DUE,
     OFFLINE,
+    SILENT,
     Turn,
     connection_rates,
     device_layout,
@@ -30,12 +30,17 @@ from twins.behavior import (
 from twins.draws import INDEX_MULTIPLIER, draws
 from twins.errors import InvariantError, ModelError
 from twins.expressions import constant_of, parse_formula
+from twins.fault_program import FaultWriter, attempts_of, edge_of, is_felt, write_edge
+from twins.faults import ACTIONS, Fault
 from twins.generators import kind_of, start_column
 from twins.interpreter import Rows
+from twins.link_program import LATENCY, LOST, MISDATED, REFUSED, Conditions, LinkWriter, post_layout
 from twins.messages import TickOrder, TickSummary
-from twins.model import Attribute, Group
-from twins.program import CELL_ROWS, Builder, Moment, Program
+from twins.model import Group
+from twins.post import Now, Post, PostCounts
+from twins.program import CELL_ROWS, HISTOGRAM_BUCKETS, Builder, Moment, Program
 from twins.runners import Runner
+from twins.selection import drawn_attribute
 from twins.sharding import BLOCK_SIZE
 from twins.table import EXISTS, PatternRows
 from twins.window import BUCKET_S, summarise
@@ -50,6 +55,10 @@ HELD: Final = "held"
 _PIECE_CELLS: Final = 2048
 # Rows that are started at a time, so that a start takes no more memory than the fleet.
 _START_ROWS: Final = 1 << 18
+# Programs that are kept: faults come and go, and each set of them takes one.
+_PROGRAMS_MAX: Final = 16
+# Faults that bear upon links or clocks, beside those of the network.
+_OF_LINKS: Final = ("malformed_payload", "clock_skew", "bad_time_server")
 
 
 class SimulatedFleet:
@@ -78,7 +87,7 @@ class SimulatedFleet:
         self._cell_numbers = numbers[: self.table.capacity // CELL_ROWS]
         self._cell_spread = self._cell_numbers * np.uint32(CELL_ROWS) * np.uint32(INDEX_MULTIPLIER)
         self._due: dict[int, NDArray[np.int64]] = {}
-        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._programs: dict[Any, Program] = {}
         # What rows are held for, by row; few are. The simulation leaves those alone that are held now.
         self.held: dict[int, int] = {}
         self._held_now: list[int] = []
@@ -93,6 +102,14 @@ class SimulatedFleet:
             item.name: WindowColumns(self.arena, item.name) for item in model.fields if item.is_windowed
         }
         self.attributes = {each.name: columns[f"attribute.{each.name}"] for each in group.attributes}
+        self.post: Post | None = None
+        if group.network is not None:
+            self.post = Post(
+                self.table,
+                self.attributes,
+                apply=self._apply_late,
+                buffer_count=group.network.buffer_count,
+            )
         for first in range(0, self.table.count, _START_ROWS):
             self._start(slice(first, min(first + _START_ROWS, self.table.count)))
 
@@ -110,8 +127,8 @@ class SimulatedFleet:
                 self.state[item.name][rows] = start_column(item, draw)
         self.connected[rows] = draw("connected") < _online_share(self.group)
         for attribute in self.group.attributes:
-            self.attributes[attribute.name][rows] = _drawn_attribute(
-                attribute, draw(f"attribute/{attribute.name}")
+            self.attributes[attribute.name][rows] = drawn_attribute(
+                self.group, attribute, self.table.indices_of(rows)
             )
 
     def hold(self, row: int, bits: int) -> None:
@@ -124,7 +141,7 @@ class SimulatedFleet:
     def run(self, order: TickOrder, runner: Runner) -> TickSummary:
         """Run the ordered ticks, in place, and return what happened; ticks that have been run are not run again.
 
-        ModelError, with nothing changed, if the order desires what the model cannot be told.
+        ModelError, with nothing changed, if the order desires what the model cannot be told, or has impossible faults.
         """
         self.desire(order)
         return sum(filter(None, self.pieces(order, runner)), TickSummary())
@@ -136,7 +153,8 @@ class SimulatedFleet:
         else changes, all pieces must have been run.
         """
         for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
-            yield from self._run_tick(tick, runner)
+            faults = [fault for fault in order.faults if is_felt(self.group, fault, tick)]
+            yield from self._run_tick(tick, faults, runner)
             self.next_tick = tick + 1
         connected_count = int(np.count_nonzero(self.connected))
         connected_count -= int(np.count_nonzero(self.connected[self._held_now]))
@@ -145,11 +163,17 @@ class SimulatedFleet:
             for part in self._delta_counts(runner):
                 delta_count += part
                 yield None
-        yield TickSummary(connected_count=connected_count, delta_count=delta_count)
+        yield TickSummary(
+            connected_count=connected_count,
+            delta_count=delta_count,
+            reports_in_flight=0 if self.post is None else self.post.in_flight_count,
+            reports_buffered=0 if self.post is None else self.post.kept_count,
+        )
 
-    def check_desired(self, order: TickOrder) -> None:
-        """Raise ModelError if an order desires what the model cannot be told."""
+    def check(self, order: TickOrder) -> None:
+        """Raise ModelError if an order desires what the model cannot be told, or has faults that make no sense."""
         model = self.table.model
+        self._check_faults(order.faults)
         for name, value in order.desired.items():
             field = model.fields[model.position(name)]
             if not field.is_settable:
@@ -158,13 +182,27 @@ class SimulatedFleet:
             if not low <= value <= high:
                 raise ModelError(f"{name} {value} is not between {low} and {high}")
 
+    def _check_faults(self, faults: Sequence[Fault]) -> None:
+        fields = {item.name: item.dtype for item in self.table.model.fields}
+        attributes = {each.name: each.values for each in self.group.attributes}
+        names = [fault.name for fault in faults]
+        for fault in faults:
+            fault.check(fields, attributes)
+            if names.count(fault.name) > 1:
+                raise ModelError(f"two faults of an order are named {fault.name!r}")
+            if ACTIONS[fault.action].needs_network and self.group.network is None:
+                raise ModelError(
+                    f"fault {fault.name!r}: {fault.action} makes reports late or come twice, and group "
+                    f"{self.group.name!r} has no network to carry them; give it one"
+                )
+
     def desire(self, order: TickOrder) -> bool:
         """Write an operator's wish into the desired column of every twin, in place; tell whether there was one.
 
-        ModelError, with nothing changed, if the model cannot be told. It is done once, before the first of the ticks.
+        ModelError, with nothing changed, if the order is impossible. It is done once, before the first of the ticks.
         """
         table, now_s = self.table, self.time_s(order.first_tick)
-        self.check_desired(order)
+        self.check(order)
         if not order.desired or order.first_tick < self.next_tick:
             return False
         for name, value in order.desired.items():
@@ -191,49 +229,93 @@ class SimulatedFleet:
         """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
         return self.group.start_s + tick * self.group.tick_s
 
-    def _run_tick(self, tick: int, runner: Runner) -> Iterator[TickSummary | None]:
+    def _run_tick(self, tick: int, faults: Sequence[Fault], runner: Runner) -> Iterator[TickSummary | None]:
         for window in self.windows.values():
             window.roll(self.time_s(tick) // BUCKET_S)
-        group, table = self.group, self.table
+        group, table, post = self.group, self.table, self.post
         moment = Moment(tick, self.time_s(tick), tick * group.tick_s)
         before = {row: int(table.version[row]) for row in table.overflow}
-        totals = dict.fromkeys((DUE, ARRIVED, OFFLINE), 0)
+        counts, at_turn = PostCounts(), dict.fromkeys((DUE, ARRIVED, OFFLINE), 0)
+        self._cut_and_connect(moment, faults, runner, counts)
+        now = Now(tick, Conditions(group, faults), self.connected, self.arena.columns[HELD])
+        if post:
+            post.deliver(now, counts)
         for cells in _in_pieces(self._due_cells(tick)):
             rows = Rows(cells, self._cell_spread, table.count)
-            counts = runner.run(self._turn(), moment, self.arena, rows).counts
-            for name in totals:
-                totals[name] += counts[name]
+            effects = runner.run(self._turn(faults), moment, self.arena, rows)
+            for name, count in effects.counts.items():
+                at_turn[name] = at_turn.get(name, 0) + count
+            if post is not None:
+                post.take(effects.lists, now, counts)
             yield None
+        if post is not None:
+            post.flush(now, counts)
         for row, version in before.items():
             if table.version[row] != version:
                 self._obey_kept(row)
                 table.supersede_reported(row)
-        yield TickSummary(
-            device_ticks=table.count - len(self._held_now),
-            reports_due=totals[DUE],
-            reports_arrived=totals[ARRIVED],
-            reports_offline=totals[OFFLINE],
-        )
+        attempts = sum(attempts_of(group, fault, tick, at_turn) for fault in faults)
+        yield _summary(table.count - len(self._held_now), at_turn, counts, attempts)
 
-    def _turn(self) -> Program:
-        kind = (self.has_desired, bool(self._held_now))
-        program = self._programs.get(kind)
+    def _cut_and_connect(
+        self, moment: Moment, faults: Sequence[Fault], runner: Runner, counts: PostCounts
+    ) -> None:
+        """Let all devices of a fault drop out, or come back, together: not each at its next turn."""
+        for fault in faults:
+            is_back = edge_of(self.group, fault, moment.tick)
+            if is_back is None:
+                continue
+            program = write_edge(Builder(self.arena.place), self.group, fault, is_back=is_back)
+            cells = np.arange(len(self._cell_numbers), dtype=np.int64)
+            rows = Rows(cells, self._cell_spread, self.table.count)
+            hit = runner.run(program, moment, self.arena, rows).lists["hit"]
+            if self.post is not None and is_back:
+                self.post.resume(self.connected)
+            elif self.post is not None and fault.action == "crash":
+                counts.dropped += self.post.forget(hit)
+
+    def _turn(self, faults: Sequence[Fault]) -> Program:
+        group, has_post = self.group, bool(self.post)
+        key = (self.has_desired, bool(self._held_now), has_post, tuple(faults))
+        program = self._programs.get(key)
         if program is None:
-            group = self.group
             builder = Builder(self.arena.place)
-            period_s = group.report_every_ticks * group.tick_s
-            program = self._programs[kind] = write_turn(
-                Turn(
-                    self.table.model,
-                    group.name,
-                    group.seed,
-                    period_s,
-                    builder,
-                    self.has_desired,
-                    is_held=bool(self._held_now),
-                )
+            has_link = group.network is not None or any(
+                ACTIONS[fault.action].layer == "network" or fault.action in _OF_LINKS for fault in faults
             )
+            turn = Turn(
+                self.table.model,
+                group.name,
+                group.seed,
+                group.report_every_ticks * group.tick_s,
+                builder,
+                self.has_desired,
+                is_held=bool(self._held_now),
+                link=LinkWriter(builder, Conditions(group, faults), has_post=has_post) if has_link else None,
+                faults=(lambda live: FaultWriter(builder, group, faults, live)) if faults else None,
+            )
+            if len(self._programs) >= _PROGRAMS_MAX:
+                del self._programs[next(iter(self._programs))]
+            program = self._programs[key] = write_turn(turn)
         return program
+
+    def _apply_late(self, records: NDArray[Any], tick: int) -> None:
+        """Let twins take in reports that arrive later than at their device's turn, one each, in place."""
+        table, now_s = self.table, self.time_s(tick)
+        for position, item in enumerate(table.model.fields):
+            is_there = (records["valid"] >> np.uint16(position) & np.uint16(1)) != 0
+            rows = records["row"][is_there]
+            column = table.reported[position]
+            bits = records["values"][is_there, position].astype(f"u{column.dtype.itemsize}")
+            values = bits.view(column.dtype)
+            column[rows] = values
+            table.reported_at[position][rows] = now_s
+            if item.name in self.windows:
+                self.windows[item.name].add(rows, values.astype(np.float32))
+        rows = records["row"]
+        table.reported_valid[rows] |= records["valid"]
+        table.changed_at[rows] = now_s
+        table.version[rows] += np.uint32(1)
 
     def _due_cells(self, tick: int) -> NDArray[np.int64]:
         """Return the cells whose turn it is at a tick, ascending."""
@@ -298,6 +380,7 @@ def _layout_beside(group: Group) -> dict[str, np.dtype[Any]]:
     layout = device_layout(model)
     layout["connected"] = np.dtype(np.uint8)
     layout[HELD] = np.dtype(np.uint8)
+    layout.update(post_layout(group.network))
     layout.update({f"attribute.{attribute.name}": np.dtype(np.uint8) for attribute in group.attributes})
     for item in model.fields:
         if item.is_windowed:
@@ -316,11 +399,30 @@ def _online_share(group: Group) -> np.float32:
     return np.float32(online_s / (online_s + offline_s))
 
 
-def _drawn_attribute(attribute: Attribute, drawn: NDArray[np.float32]) -> NDArray[np.uint8]:
-    weights = attribute.weights or (1.0,) * len(attribute.values)
-    total = math.fsum(weights)
-    bounds = np.array([math.fsum(weights[: i + 1]) / total for i in range(len(weights) - 1)], np.float32)
-    return np.searchsorted(bounds, drawn, side="right").astype(np.uint8)
+def _summary(device_count: int, at_turn: Mapping[str, int], counts: PostCounts, attempts: int) -> TickSummary:
+    """Return what happened in a tick: at devices' turns, and to reports that were under way."""
+    latency: list[int] = []
+    if f"{LATENCY}.0" in at_turn or counts.latency is not None:
+        latency = [at_turn.get(f"{LATENCY}.{bucket}", 0) for bucket in range(HISTOGRAM_BUCKETS)]
+        if counts.latency is not None:
+            latency = [a + b for a, b in zip(latency, counts.latency.tolist(), strict=True)]
+    return TickSummary(
+        device_ticks=device_count,
+        reports_due=at_turn[DUE],
+        reports_arrived=at_turn[ARRIVED] + counts.arrived,
+        reports_offline=at_turn[OFFLINE],
+        reports_lost=at_turn.get(LOST, 0) + counts.lost,
+        reports_refused=at_turn.get(REFUSED, 0) + counts.refused,
+        reports_silent=at_turn.get(SILENT, 0),
+        reports_dropped=counts.dropped,
+        reports_delayed=counts.delayed,
+        reports_reordered=counts.reordered,
+        reports_misdated=at_turn.get(MISDATED, 0),
+        reports_duplicated=counts.duplicated,
+        reports_resent=counts.resent,
+        connect_attempts=attempts,
+        latency=latency,
+    )
 
 
 _WINDOW_PARTS: Final = {"count": np.uint16, "sum": np.float32, "min": np.float32, "max": np.float32}
@@ -358,6 +460,14 @@ class WindowColumns:
                 last[:] = 0
             present[:] = {"min": np.inf, "max": -np.inf}.get(name, 0)
         self.number = number
+
+    def add(self, rows: NDArray[Any], values: NDArray[np.float32]) -> None:
+        """Add one value each of some rows to the present bucket, in place."""
+        columns = self.columns
+        columns["present.count"][rows] += np.uint16(1)
+        columns["present.sum"][rows] += values
+        for name, combine in (("present.min", np.minimum), ("present.max", np.maximum)):
+            columns[name][rows] = combine(columns[name][rows], values)
 
     def buckets(self, row: int, number: int) -> list[list[float]]:
         """Return the buckets of a row that are not older than the window at bucket `number`."""

@@ -68,7 +68,7 @@ class Simulation:
     def has_work(self, order: TickOrder) -> bool:
         """Tell whether a tick order concerns this shard; ModelError if it can't be carried out."""
         fleet = self.fleet(order.group)
-        fleet.check_desired(order)
+        fleet.check(order)
         return fleet.table.count > 0
 
     def begin(self, order: TickOrder) -> list[tuple[str, bytes]]:

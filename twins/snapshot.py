@@ -183,6 +183,7 @@ def _load_table(part: TablePart, stream: memoryview) -> NamedRows:
 
 
 def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
+    flying, kept = (b"", b"") if fleet.post is None else (part.tobytes() for part in fleet.post.dump())
     return FleetPart(
         GroupOrder.of(fleet.group),
         fleet.next_tick,
@@ -191,6 +192,8 @@ def _fleet_part(fleet: SimulatedFleet, streams: list[Any]) -> FleetPart:
         fleet.table.overflow.packed(),
         _write_stream(fleet.arena.columns, streams),
         fleet.held,
+        flying,
+        kept,
     )
 
 
@@ -203,4 +206,6 @@ def _load_fleet(part: FleetPart, shard: Shard, stream: memoryview) -> SimulatedF
     fleet.table.overflow.take(part.overflow)
     for row, bits in part.held.items():
         fleet.hold(row, bits)
+    if fleet.post is not None:
+        fleet.post.load(part.flying, part.kept, fleet.connected)
     return fleet

@@ -32,7 +32,7 @@ class TablePart(msgspec.Struct, frozen=True):
 class FleetPart(msgspec.Struct, frozen=True):
     """A simulated fleet; `window_numbers` are the present buckets of its telemetry windows, `overflow` JSON by row.
 
-    `held` says what rows are held for.
+    `held` says what rows are held for, `flying` and `kept` are the records of its `post`.
     """
 
     order: GroupOrder
@@ -42,6 +42,8 @@ class FleetPart(msgspec.Struct, frozen=True):
     overflow: dict[int, bytes]
     stream_bytes: int
     held: dict[int, int] = {}
+    flying: bytes = b""
+    kept: bytes = b""
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -371,6 +371,11 @@ class PatternRows(TwinTable):
         numbers = np.asarray(starts + np.arange(BLOCK_SIZE, dtype=np.uint32), np.uint32).reshape(-1)
         return numbers[rows.start - first * BLOCK_SIZE : rows.stop - first * BLOCK_SIZE]
 
+    def indices_at(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Return the devices' numbers of some rows."""
+        places = self.blocks[rows // BLOCK_SIZE] * np.uint32(BLOCK_SIZE)
+        return np.asarray(places + (rows % BLOCK_SIZE).astype(np.uint32), np.uint32)
+
     def name(self, row: int) -> str:
         """Return the thing name of a row."""
         block, offset = divmod(row, BLOCK_SIZE)

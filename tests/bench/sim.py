@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tests.bench.result import BenchResult, alternate
 from twins import interpreter, program
 from twins.draws import INDEX_MULTIPLIER, draw_key, fill_draws
+from twins.link import Link, Network
 from twins.messages import TickOrder
-from twins.model import DeviceModel, Group
+from twins.model import Connectivity, DeviceModel, Group
 from twins.runners import prepare_compiled
 from twins.shard import Shard
 from twins.shipped import model_named
@@ -32,6 +33,7 @@ START_S = 1_767_225_600
 BYTES_MAX = 150
 COMPILED_RATIO_MIN = 0.3
 NUMPY_RATIO_MIN = 0.8
+LINKED_RATIO_MIN = 0.1
 # How much less an hour costs of a fleet that reports every 15 minutes than of one that reports every 10 seconds.
 SPARSE_RATIO_MIN = 20.0
 HOUR_S = 3600
@@ -172,20 +174,33 @@ def plain_thermostat() -> DeviceModel:
     return dataclasses.replace(model, fields=fields)
 
 
+def unsteady_thermostat() -> DeviceModel:
+    """Return the same thermostat, of which 5 % are offline at any time."""
+    return dataclasses.replace(plain_thermostat(), connectivity=Connectivity("5700", "300"))
+
+
 class TwinnedThermostats:
     """Thermostats with twins, in one shard; each reports every `period` ticks."""
 
-    def __init__(self, count: int, *, period: int = 1, ticks: int = TICKS_A_ROUND) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        period: int = 1,
+        ticks: int = TICKS_A_ROUND,
+        network: Network | None = None,
+    ) -> None:
         self.shard = Shard(0, 1)
         self.ticks = ticks
         self.group = Group(
             "bench",
-            plain_thermostat(),
+            plain_thermostat() if network is None else unsteady_thermostat(),
             "bench-{i:07d}",
             count,
             seed=1,
             start_s=START_S,
             report_every_ticks=period,
+            network=network,
         )
         self.shard.create_group(self.group)
 
@@ -208,7 +223,9 @@ def measure() -> list[BenchResult]:
         raise RuntimeError("Numba is not installed; run ./dev setup")
     twinned = TwinnedThermostats(DEVICE_COUNT)
     bare, compiled = BareThermostats(DEVICE_COUNT), CompiledThermostats(DEVICE_COUNT)
-    value, in_numpy, in_one_loop = alternate(twinned.run, bare.run, compiled.run)
+    linked = TwinnedThermostats(DEVICE_COUNT, network=Network(Link(latency_ms=80, jitter_ms=30, loss=0.01)))
+    linked.shard.tick(TickOrder("bench", 0, 1, {"set_point": 21.0}))
+    value, in_numpy, in_one_loop, over_links = alternate(twinned.run, bare.run, compiled.run, linked.run)
     twin_bytes = twinned.fleet.memory_bytes() / DEVICE_COUNT
     rare = TwinnedThermostats(DEVICE_COUNT, period=900, ticks=HOUR_S // 4)
     often = TwinnedThermostats(DEVICE_COUNT, period=10, ticks=HOUR_S // 4)
@@ -217,6 +234,13 @@ def measure() -> list[BenchResult]:
     return [
         _compared("sim.numpy", value, in_numpy, "without our twins, blocked NumPy", NUMPY_RATIO_MIN),
         _compared("sim", value, in_one_loop, "without our twins, one compiled loop", COMPILED_RATIO_MIN),
+        _compared(
+            "sim.link",
+            over_links,
+            in_one_loop,
+            "with 1 % loss, jitter, 5 % offline and deltas; without our twins, one compiled loop",
+            LINKED_RATIO_MIN,
+        ),
         BenchResult(
             "sim.memory",
             twin_bytes,

@@ -281,7 +281,7 @@ async def test_a_deleted_group_takes_its_twins_with_it(fleet: Fleet, homes: Grou
     )
 
 
-async def first_tick_of(group: Group) -> list[int]:
+async def first_tick_of(group: Group) -> list[Any]:
     """Return what a fleet in this process says of a group's first tick, but for its device ticks."""
     local = LocalFleet(2)
     await local.create_group(group)

@@ -133,10 +133,9 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_lines() -> None:
     ("text", "path"),
     [
         ("stages: []\n", "stages"),
-        ("faults: []\n", "faults"),
         ("abort_on: []\n", "abort_on"),
         ("path: wire\n", "path"),
-        ("groups: [{name: rooms, count: 1, network: {loss: 1%}}]\n", "groups[0].network"),
+        ("devices: [{name: lamp, network: {loss: 1%}}]\n", "devices[0].network"),
         ("steps: [{at: 1s, rollout: {release: a}}]\n", "steps[0].rollout"),
         ("checks: [no_acknowledged_update_lost]\n", "checks[0]"),
         ('thresholds: {ingest_latency: ["p(99) < 2s"]}\n', "thresholds.ingest_latency"),
