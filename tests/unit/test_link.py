@@ -245,3 +245,17 @@ def test_a_wrong_clock_shows_in_the_stamps_of_reports(skew_s: float) -> None:
 def test_a_network_that_cannot_be_is_refused(network: Network, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         Fleet(network)
+
+
+def test_what_is_under_way_for_a_device_that_somebody_else_takes_over_does_not_reach_its_twin() -> None:
+    homes = Fleet(Network(Link(latency_ms=2500), buffer_count=3), count=100)
+    homes.run(5)
+    homes.fleet.hold(7, 1)
+    before = int(homes.fleet.table.version[7])
+    homes.run(10)
+    # Sent in the last two seconds.
+    assert homes.total.reports_lost == 2
+    assert int(homes.fleet.table.version[7]) == before > 0
+    homes.fleet.hold(7, 0)
+    homes.run(10)
+    assert int(homes.fleet.table.version[7]) > before
