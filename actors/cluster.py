@@ -335,22 +335,24 @@ class _Platform:
 
     async def _pace(self) -> None:
         """Keep standing fleets going; what keeps them from it is others' to mend."""
-        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
-        pacer, start_count = None, 0
+        registry, pacer, start_count = None, None, 0
         try:
             while True:
                 await asyncio.sleep(_PACE_EVERY_S)
-                if not self._supervisor.is_ready("ray"):
+                if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
                     continue
-                if pacer is None or start_count != self._head.start_count:
-                    fleet = find_fleet(self._store.url)
-                    pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
                 try:
+                    if registry is None:
+                        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
+                    if pacer is None or start_count != self._head.start_count:
+                        fleet = find_fleet(self._store.url)
+                        pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
                     await pacer.pace()
                 except WorldError as error:
                     _LOG.warning("standing fleets wait: %s", error)
         finally:
-            await registry.close()
+            if registry is not None:
+                await registry.close()
 
     async def _keep_pinned(self) -> None:
         """Have an actor for each pinned twin, while Ray is there to ask which these are."""
