@@ -57,7 +57,7 @@ def _plant_bugs(module: ModuleType) -> None:
                 return list(append(self, records))
             except fenced:
                 for shard in {number for number, _ in records}:
-                    self.open(shard)
+                    self.open(shard, is_predecessor_gone=True)
         return list(append(self, records))
 
     def buggy_read(self: Any, shard: int, *, after: str = "0-0") -> Any:
