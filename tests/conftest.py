@@ -16,9 +16,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 _OFFLINE = tuple(Path(__file__).parent / name for name in ("unit", "property"))
 # As node ids begin.
-_REAL_PARTS = ("tests/integration/", "tests/contract/", "tests/chaos/")
+_WITH_THEIR_OWN = ("tests/contract/", "tests/chaos/")
+_REAL_PARTS = ("tests/integration/", *_WITH_THEIR_OWN)
 # What a test file says that needs a whole platform, or Ray; the session's platform is then started only once.
-_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b|\bchaos\b")
+_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b")
 
 # The same examples on every machine and in every run: a failure is repeated by running the test again.
 hypothesis.settings.register_profile(
@@ -49,22 +50,23 @@ class _PairsOnlySocket(socket.socket):
 
 
 class _RealPartsTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Keeps the tests of whole platforms in one worker, those of single real parts in one, and spreads the others."""
+    """Keeps the tests of whole platforms in one worker, those with a Ray of their own in one, and so those of single
+    real parts; spreads the others.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         if not nodeid.startswith(_REAL_PARTS):
             return nodeid
+        # Those of the contract share a Ray, those of chaos a platform of their own.
+        if nodeid.startswith(_WITH_THEIR_OWN):
+            return "contract and chaos"
         return "whole platforms" if _needs_platform(nodeid.partition("::")[0]) else "real parts"
 
 
 @cache
 def _needs_platform(file: str) -> bool:
-    # Those of the contract share a Ray.
-    is_contract = file.startswith("tests/contract/")
-    return (
-        is_contract
-        or _WHOLE_PLATFORM.search((Path(__file__).parents[1] / file).read_text(encoding="utf-8")) is not None
-    )
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    return _WHOLE_PLATFORM.search(text) is not None
 
 
 @pytest.hookimpl(optionalhook=True)
