@@ -50,9 +50,7 @@ class _PairsOnlySocket(socket.socket):
 
 
 class _RealPartsTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Keeps the tests of whole platforms in one worker, those with a Ray of their own in one, and so those of single
-    real parts; spreads the others.
-    """
+    """Keeps the tests of each kind of real parts in one worker, and spreads the others."""
 
     def _split_scope(self, nodeid: str) -> str:
         if not nodeid.startswith(_REAL_PARTS):
