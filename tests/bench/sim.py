@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tests.bench.result import BenchResult, alternate
 from twins import interpreter, program
+from twins.arena import Arena
 from twins.draws import INDEX_MULTIPLIER, draw_key, fill_draws
 from twins.link import Link, Network
 from twins.messages import TickOrder
@@ -40,24 +41,44 @@ HOUR_S = 3600
 BLOCK_ROWS = interpreter.BLOCK_CELLS * program.CELL_ROWS
 
 
+# What is copied of the six values, in the order of `BareThermostats.values`.
+_MIRRORED: tuple[np.dtype[Any], ...] = (
+    *(np.dtype(np.float32) for _ in range(4)),
+    np.dtype(np.uint32),
+    np.dtype(np.uint8),
+)
+
+
 class BareThermostats:
     """Thermostats without our twins."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.tick = 0
-        self.temperature = np.full(count, 20, np.float32)
-        self.set_point = np.full(count, 20, np.float32)
-        self.humidity = np.full(count, 45, np.float32)
-        self.first_battery = np.full(count, 90, np.float32)
-        self.first_uptime = np.zeros(count, np.uint32)
-        self.battery = np.zeros(count, np.float32)
-        self.uptime = np.zeros(count, np.uint32)
-        self.online = np.ones(count, np.uint8)
-        self.firmware = np.zeros(count, np.uint8)
-        self.mirrored = [np.zeros_like(column) for column in self.values()]
-        self.version = np.zeros(count, np.uint32)
-        self.stamp = np.zeros(count, np.uint32)
+        # One after another in one piece, as our twins' are: arrays of their own all begin at the same place of a page,
+        # and so many at once drive each other out of the cache.
+        floats = ("temperature", "set_point", "humidity", "first_battery", "battery")
+        words = ("first_uptime", "uptime", "version", "stamp")
+        layout: dict[str, np.dtype[Any]] = {name: np.dtype(np.float32) for name in floats} | {
+            name: np.dtype(np.uint32) for name in words
+        }
+        layout |= {name: np.dtype(np.uint8) for name in ("online", "firmware")}
+        layout |= {f"mirrored.{number}": dtype for number, dtype in enumerate(_MIRRORED)}
+        columns = Arena(layout, count).columns
+        self.temperature, self.set_point, self.humidity, self.first_battery, self.battery = (
+            columns[name] for name in floats
+        )
+        self.first_uptime, self.uptime, self.version, self.stamp = (columns[name] for name in words)
+        self.online, self.firmware = columns["online"], columns["firmware"]
+        self.mirrored = [columns[f"mirrored.{number}"] for number in range(len(_MIRRORED))]
+        for column, value in (
+            (self.temperature, 20),
+            (self.set_point, 20),
+            (self.humidity, 45),
+            (self.first_battery, 90),
+            (self.online, 1),
+        ):
+            column[:] = value
         self.spread = np.arange(BLOCK_ROWS, dtype=np.uint32) * np.uint32(INDEX_MULTIPLIER)
         self.words = [np.empty(BLOCK_ROWS, np.uint32) for _ in range(4)]
         self.floats = [np.empty(BLOCK_ROWS, np.float32) for _ in range(2)]
