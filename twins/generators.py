@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -186,7 +187,7 @@ class FieldWriter:
             if item.name in self._layout and item.name not in self.states:
                 self._keep(item, value)
 
-    @property
+    @cached_property
     def _layout(self) -> Mapping[str, np.dtype[Any]]:
         return state_layout(self.model)
 
