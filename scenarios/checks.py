@@ -13,7 +13,7 @@ from typing import Any, Final
 from actors.asking import ask_fleet
 from actors.errors import OperatorError
 from actors.fleet import Fleet
-from scenarios.metrics import CATALOGUE, Comparison, Measurements
+from scenarios.metrics import Comparison, Measurements, metric_of
 from scenarios.result import Judgement, Outcome, Verdict
 from scenarios.spec import CHECKS, Assertion, Threshold
 from twins.messages import TickOrder, TickSummary
@@ -27,9 +27,9 @@ _SQL_ROW_MAX: Final = 1_000_000
 
 def judge_threshold(threshold: Threshold, measurements: Measurements) -> Judgement:
     """Return whether the condition holds over all samples of its metric."""
-    metric, condition = CATALOGUE[threshold.metric], threshold.condition
-    value = measurements.statistic(metric.name, condition.statistic)
-    name = f"{metric.name}: {condition.text}"
+    metric, condition = metric_of(threshold.metric), threshold.condition
+    value = measurements.statistic(threshold.metric, condition.statistic)
+    name = f"{threshold.metric}: {condition.text}"
     if value is None:
         return Judgement(name, "NO_DATA", condition.text, "no samples", metric.meaning)
     outcome: Outcome = "PASS" if condition.comparison.holds(value) else "FAIL"
@@ -171,11 +171,11 @@ def number(value: float | Decimal) -> str:
 
 def shown(name: str, statistic: str, value: float) -> str:
     """Return a statistic of a metric for people, with its unit."""
-    if name.endswith("_ratio"):
+    if metric_of(name).name.endswith("_ratio"):
         return f"{value:.2%}"
     if statistic == "rate":
         return f"{number(value)} /s"
-    if CATALOGUE[name].unit == "ms" and statistic != "count":
+    if metric_of(name).unit == "ms" and statistic != "count":
         return f"{number(value / 1000)} s" if value >= 1000 else f"{value:.3g} ms"
     return number(value)
 
