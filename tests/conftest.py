@@ -1,4 +1,4 @@
-"""What holds for all tests: unit/ and property/ reach no network and start no Ray; real parts have a worker each kind."""
+"""What holds for all tests: unit and property tests reach no network; real parts of a kind share a worker."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _RealPartsTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist sh
 
 @cache
 def _group_of(file: str) -> str:
-    """Return the group of an integration test: most of what a platform takes is waiting, so two may run side by side."""
+    """Return the group of an integration test; a platform mostly waits, so that two may run side by side."""
     text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
     if _OWN_PLATFORM.search(text):
         return "platforms of their own"
