@@ -353,8 +353,10 @@ class PlatformTrouble:
         later = [each.struck_s for each in self._blows if each.struck_s > blow.struck_s]
         before = between(operations, 0.0, min(each.struck_s for each in self._blows))
         during = between(operations, blow.struck_s, blow.over_s)
-        after = between(operations, blow.over_s, min(later, default=float("inf")))
-        steady_s = steady_at_s(before, after) if blow.served_s is not None else None
+        end_s = min(later, default=float("inf"))
+        steady_s = None
+        if blow.served_s is not None:
+            steady_s = steady_at_s(before, between(operations, blow.served_s, end_s))
         disturbed = between(operations, blow.over_s, blow.served_s or float("inf"))
         phases = (("before", before), ("during", during), ("after", disturbed))
         return FaultRecord(

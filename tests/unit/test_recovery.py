@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def window(end_s: int, *, connected: float = 0.98, kept: int = 0, lost: float = 
     return WindowSample(end_s, end_s / 10, 100.0, connected, 0, None, lost, kept, latency_ms_p99=50.0 + kept)
 
 
-def course(*, away_until_s: int, end_s: int = 300, **troubled: float) -> list[WindowSample]:
+def course(troubled: Mapping[str, float], *, away_until_s: int, end_s: int = 300) -> list[WindowSample]:
     """Return windows of 5 s in which the fleet is as `troubled` says from 100 s on."""
     return [
         window(end, **(troubled if 100 < end <= away_until_s else {}))  # type: ignore[arg-type]  # whole numbers are whole
@@ -97,7 +98,7 @@ def course(*, away_until_s: int, end_s: int = 300, **troubled: float) -> list[Wi
 
 @pytest.mark.parametrize("troubled", [{"connected": 0.4}, {"kept": 900}, {"lost": 20.0}])
 def test_a_simulated_fleet_has_recovered_when_all_is_as_it_was(troubled: dict[str, float]) -> None:
-    record = fault_record(OUTAGE, course(away_until_s=175, **troubled), end_s=300, device_count=1000)
+    record = fault_record(OUTAGE, course(troubled, away_until_s=175), end_s=300, device_count=1000)
     assert (record.virtual_begin_s, record.virtual_end_s, record.recovery_s) == (100, 150, 30)
     assert (record.wall_begin_s, record.wall_end_s) == (10, 15)
     assert record.target == "80 % of rooms"
@@ -109,12 +110,12 @@ def test_a_simulated_fleet_has_recovered_when_all_is_as_it_was(troubled: dict[st
 
 
 def test_a_fault_that_nobody_felt_takes_no_time_to_recover_from() -> None:
-    assert fault_record(OUTAGE, course(away_until_s=0), end_s=300, device_count=1000).recovery_s == 0
+    assert fault_record(OUTAGE, course({}, away_until_s=0), end_s=300, device_count=1000).recovery_s == 0
 
 
 def test_nothing_is_known_of_a_fleet_that_does_not_come_back_or_whose_fault_lasts_to_the_end() -> None:
-    away = course(away_until_s=300, connected=0.4)
+    away = course({"connected": 0.4}, away_until_s=300)
     assert fault_record(OUTAGE, away, end_s=300, device_count=1000).outcome == "NO_DATA"
-    short = course(away_until_s=140, connected=0.4, end_s=140)
+    short = course({"connected": 0.4}, away_until_s=140, end_s=140)
     record = fault_record(OUTAGE, short, end_s=140, device_count=1000)
     assert (record.recovery_s, record.virtual_end_s) == (None, 140)
