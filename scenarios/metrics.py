@@ -87,6 +87,24 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
         Metric(
             "delta_to_reported", "trend", "ms", "from a desired change to the real device's obeying report"
         ),
+        Metric(
+            "recovery_time",
+            "trend",
+            "ms",
+            "from the end of a fault until all is served again; of simulated faults in virtual time",
+            label="fault",
+        ),
+        Metric(
+            "steady_time",
+            "trend",
+            "ms",
+            "from the end of a fault of the platform until answers are as quick as they were before",
+            label="fault",
+        ),
+        Metric(
+            "audit_accepted", "counter", "", "updates and reads of the auditor that the platform carried out"
+        ),
+        Metric("audit_unknown", "counter", "", "requests of the auditor of which nobody knows what became"),
     )
 }
 
@@ -202,6 +220,7 @@ class Measurements:
         self.measured_s = 0.0
         self._samples: dict[str, array[float]] = {}
         self._counts: dict[str, float] = {}
+        self._spoilt: set[str] = set()
         # Of trends with too many samples to keep: how many fell into each bucket of `program.HISTOGRAM_BUCKETS`.
         self._sizes: dict[str, NDArray[np.int64]] = {}
 
@@ -215,6 +234,10 @@ class Measurements:
         else:
             self._samples.setdefault(name, array("d")).append(value)
 
+    def spoil(self, name: str) -> None:
+        """Let a metric have no statistics: a sample is missing that would have been its worst."""
+        self._spoilt.add(name)
+
     def add_histogram(self, name: str, counts: Sequence[int]) -> None:
         """Record many samples of a trend by their sizes, in the buckets of `program.HISTOGRAM_BUCKETS`."""
         if self.is_counting and any(counts):
@@ -224,6 +247,8 @@ class Measurements:
 
     def statistic(self, name: str, statistic: str) -> float | None:
         """Return a statistic over all samples of a metric, or None if there are none."""
+        if name in self._spoilt:
+            return None
         if metric_of(name).kind == "counter":
             if name not in self._counts:
                 return None
@@ -231,7 +256,7 @@ class Measurements:
             count = self._counts[name]
             return count if statistic == "count" else count / self.measured_s if self.measured_s else None
         if name in self._sizes:
-            return _of_sizes(self._sizes[name], statistic)
+            return histogram_statistic(self._sizes[name], statistic)
         if not self._samples.get(name):
             return None
         samples = np.frombuffer(self._samples[name], dtype="f8")
@@ -257,7 +282,7 @@ class Measurements:
         return result
 
 
-def _of_sizes(counts: NDArray[np.int64], statistic: str) -> float:
+def histogram_statistic(counts: NDArray[np.int64], statistic: str) -> float:
     """Return a statistic of a histogram: a percentile is the upper end of its bucket, at most a quarter too high."""
     bits = np.arange(HISTOGRAM_FIRST, HISTOGRAM_FIRST + HISTOGRAM_BUCKETS + 1, dtype=np.uint32)
     edges = (bits << np.uint32(HISTOGRAM_SHIFT)).view(np.float32).astype(np.float64)

@@ -29,6 +29,7 @@ from scenarios.spec import (
     DeviceSpec,
     FaultSpec,
     GroupSpec,
+    PlatformFault,
     Scenario,
     SetDesired,
     Stage,
@@ -443,8 +444,8 @@ class _Reader:
             # A column keeps no more of it, and shows it rounded.
             self._blame(path, f"{field.name} has {field.decimals} decimals at most, not {found}")
 
-    def _faults(self, listed: Sequence[Mapping[str, Any] | None]) -> tuple[FaultSpec, ...]:
-        found: list[FaultSpec] = []
+    def _faults(self, listed: Sequence[Mapping[str, Any] | None]) -> tuple[FaultSpec | PlatformFault, ...]:
+        found: list[FaultSpec | PlatformFault] = []
         for position, values in enumerate(listed):
             path: Steps = ("faults", position)
             if values is None or self.notes.has_below(path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -122,7 +121,8 @@ def report_html(result: RunResult) -> str:
         plots=[(plot, svg) for plot in plots_of(result) if (svg := svg_of(plot))],
         metrics=[
             (
-                replace(metric_of(name), name=name),
+                name,
+                metric_of(name).meaning,
                 {kind: shown(name, kind, value) for kind, value in values.items()},
             )
             for name, values in result.metrics.items()

@@ -17,6 +17,7 @@ from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.interruption import interruptible
+from scenarios.platform_trouble import PlatformTrouble
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
@@ -24,6 +25,8 @@ from scenarios.spec import Scenario
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
+# A shard that a scenario has killed, or that somebody else has, is back long before; a run is worth waiting for it.
+_TICK_PATIENCE_S: Final = 120.0
 
 
 async def run_scenario(
@@ -92,6 +95,7 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
 
     async def main() -> RunResult:
         fleet = await connect(endpoints)
+        fleet.tick_patience_s = _TICK_PATIENCE_S
         try:
             with interruptible() as interrupt:
                 described = dataclasses.replace(
@@ -99,6 +103,7 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
                     fleet="ray",
                     command=_command(scenario, "--data-dir", str(data_dir)),
                     interrupt=interrupt,
+                    trouble=PlatformTrouble(endpoints, data_dir),
                 )
                 devices = PlatformDevices(endpoints)
                 return await run_scenario(

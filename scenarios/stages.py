@@ -1,7 +1,7 @@
 """Who is there, by a scenario's stages: how many devices of each group at each tick, and the orders that make it so.
 
-Pure. Devices join in the order of their numbers from stage to stage, and in drawn order within one; those with the
-highest numbers leave first. Twins of all devices exist from the beginning, like those of devices in a warehouse.
+Pure. Devices join evenly, in the order of their numbers; in a stage that has fewer than the one before, those with the
+highest numbers leave. Twins of all devices exist from the beginning, like those of devices in a warehouse.
 """
 
 from __future__ import annotations

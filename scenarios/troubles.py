@@ -1,4 +1,4 @@
-"""Links and faults of simulated groups in a scenario file: the words of `network` and of `faults`, and their meaning.
+"""Links and faults in a scenario file, of simulated groups and of a running platform: `network` and `faults`.
 
 The tables here are parts of the one in `scenario_form`: what is read, and what the JSON Schema says, comes from them.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scenarios.spec import FaultSpec
+from scenarios.spec import FaultSpec, PlatformFault
 from twins.errors import ModelError, Path, QueryError
 from twins.faults import TROUBLES, Action, Fault, Select
 from twins.forms import (
@@ -171,14 +171,72 @@ def _fault_record(name: str, action: Action) -> Record:
     return Record(keys)
 
 
-# The actions of each layer: a scenario names one, and the layer says whose business it is.
-FAULT_RECORDS: Final[Mapping[str, Record]] = {
-    name: _fault_record(name, action) for name, action in TROUBLES.items()
+# What is done to processes of a running platform, to which of them, and to how many.
+STRUCK: Final = ("broker", "redis", "shard", "bridge", "gateway", "node")
+PLATFORM_ACTIONS: Final[Mapping[str, str]] = {
+    "kill": "kill -9 of processes; with a duration, again and again as they come back",
+    "pause": "processes stand still, and wake up at the end",
+    "restart": "processes are ended in peace, and come back",
+    "disk_full": "the disk of the data directory has no room left",
 }
-FAULT_FORM: Final = ByWord("action", FAULT_RECORDS, "What goes wrong.")
+_LASTING: Final = ("pause", "disk_full")
+
+
+def _platform_record(name: str, meaning: str) -> Record:
+    keys = {
+        "name": Key(NAME, "What reports and thresholds call it.", is_needed=True),
+        "at": Key(Duration(is_whole=True), "When it begins, in virtual time.", is_needed=True),
+        "action": Key(Words((name,)), meaning, is_needed=True),
+    }
+    if name != "restart":
+        keys["duration"] = Key(
+            Duration(minimum_s=0.1), "How long it lasts, in real time.", 0.0, is_needed=name in _LASTING
+        )
+    if name != "disk_full":
+        keys |= {
+            "component": Key(Words(STRUCK), "Which part of the platform.", is_needed=True),
+            "mode": Key(Words(("one", "all", "fixed")), "How many of its processes.", "one"),
+            "value": Key(Number(1, _COUNT_MAX, is_whole=True), "How many, with mode fixed.", None),
+        }
+    return Record(keys)
+
+
+# Each layer's actions: a scenario names one, and the record says what goes with it.
+FAULT_FORM: Final = ByWord(
+    "action",
+    {
+        **{name: _fault_record(name, action) for name, action in TROUBLES.items()},
+        **{name: _platform_record(name, meaning) for name, meaning in PLATFORM_ACTIONS.items()},
+    },
+    "What goes wrong.",
+)
 
 
 def fault_of(
+    values: Mapping[str, Any], groups: Mapping[str, Group], path: Path, notes: Notes
+) -> FaultSpec | PlatformFault | None:
+    """Return the fault that its record's values describe; None, with the mistake noted, where it makes no sense."""
+    if values["action"] in PLATFORM_ACTIONS:
+        return _platform_fault(values, path, notes)
+    return _simulated_fault(values, groups, path, notes)
+
+
+def _platform_fault(values: Mapping[str, Any], path: Path, notes: Notes) -> PlatformFault | None:
+    mode, value = values.get("mode", "one"), values.get("value")
+    if (value is not None) != (mode == "fixed"):
+        notes.blame(path, "'value' belongs to mode fixed (how many processes), and to no other")
+        return None
+    return PlatformFault(
+        values["name"],
+        values["action"],
+        values["at"],
+        values.get("component", "disk"),
+        float(values.get("duration") or 0.0),
+        0 if mode == "all" else int(value or 1),
+    )
+
+
+def _simulated_fault(
     values: Mapping[str, Any], groups: Mapping[str, Group], path: Path, notes: Notes
 ) -> FaultSpec | None:
     """Return the fault that its record's values describe; None, with the mistake noted, where it makes no sense."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from scenarios.spec import TICK_S, ClockSpec, GroupSpec, Scenario, SetDesired
+from scenarios.spec import TICK_S, ClockSpec, FaultSpec, GroupSpec, Scenario, SetDesired
 from scenarios.stages import absences, present_count
 from twins.messages import TickOrder
 from twins.model import Attribute, Group
@@ -17,6 +17,10 @@ from twins.model import Attribute, Group
 _ASAP_TICKS: Final = 50
 # So many windows at least, while a rule's condition must hold.
 _ABORT_WINDOWS: Final = 5
+# Short scenarios have shorter windows, so that a plot of their course, and when they recovered, can be told.
+_WINDOWS_MIN: Final = 120
+# A device comes at the earliest in the tick after its time, and the first ones a tick later.
+_LATE_TICKS: Final = 2
 # With a paced clock a window lasts about this long by the wall clock, so that load arrives evenly.
 _WINDOW_S: Final = 0.1
 
@@ -43,10 +47,10 @@ def groups_of(scenario: Scenario) -> list[Group]:
     return [group_of(spec, seed=scenario.seed, start_s=scenario.start_s) for spec in scenario.groups]
 
 
-def window_ticks(clock: ClockSpec) -> int:
-    """Return how many ticks a window has at most under this clock."""
+def window_ticks(clock: ClockSpec, duration_s: int) -> int:
+    """Return how many ticks a window has at most under this clock, in a scenario of this length."""
     if clock.speed is None:
-        return _ASAP_TICKS
+        return max(1, min(_ASAP_TICKS, duration_s // TICK_S // _WINDOWS_MIN))
     return max(1, min(_ASAP_TICKS, int(clock.speed * _WINDOW_S / TICK_S)))
 
 
@@ -56,12 +60,14 @@ def window_end(scenario: Scenario, tick: int) -> int:
     stops += _stage_ends(scenario)
     # So that what was measured during a fault is not mixed with what was before or after it.
     for each in scenario.faults:
-        stops += [each.fault.first_tick, each.fault.first_tick + each.fault.tick_count]
+        stops.append(each.at_s)
+        if isinstance(each, FaultSpec):
+            stops.append(each.at_s + each.fault.tick_count * TICK_S)
     stops += [scenario.warmup_s, scenario.duration_s]
     next_stops = [stop for stop in stops if stop > tick]
     # A rule that ends the run once a condition has held for some time must not hear of it long after that.
     next_stops += [tick + max(1, rule.for_s // _ABORT_WINDOWS) for rule in scenario.abort_on]
-    return min([tick + window_ticks(scenario.clock), *next_stops])
+    return min([tick + window_ticks(scenario.clock, scenario.duration_s), *next_stops])
 
 
 def _stage_ends(scenario: Scenario) -> list[int]:
@@ -86,7 +92,9 @@ def expected_count(scenario: Scenario, time_s: float) -> dict[str, float]:
     return {
         group.name: min(
             present_count(scenario.stages, group, total, time_s),
-            present_count(scenario.stages, group, total, time_s - group.report_every_s),
+            present_count(
+                scenario.stages, group, total, time_s - group.report_every_s - _LATE_TICKS * TICK_S
+            ),
         )
         for group in scenario.groups
     }
@@ -105,7 +113,7 @@ def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[Tic
             + [
                 each.fault_of(group.name)
                 for each in scenario.faults
-                if group.name in each.groups and each.fault.first_tick < end
+                if isinstance(each, FaultSpec) and group.name in each.groups and each.fault.first_tick < end
             ],
         )
         for group in scenario.groups

@@ -172,7 +172,7 @@ class FaultWriter:
         if outage is None:
             now, before = self._by_turns(fault)
         else:
-            share = self._share(fault, "when")
+            share = self._place(fault) if ACTIONS[fault.action].is_planned else self._share(fault, "when")
             now = self._within(fault, outage, share, ago=0)
             before = self._within(fault, outage, share, ago=self.period_ticks)
         is_down = b.emit(Op.MAND, hit, now)
@@ -205,6 +205,13 @@ class FaultWriter:
             is_on = self._truth(lambda moment, ago=ago: fault.is_on(moment.tick - ago))
             masks.append(b.emit(Op.MAND, half, is_on))
         return masks[0], masks[1]
+
+    def _place(self, fault: Fault) -> Register:
+        """Return where each device stands among those that a fault selects by number: 0 the first, below 1 the last."""
+        b, first = self.b, fault.select.first
+        last = fault.select.last if fault.select.last >= 0 else self.group.count - 1
+        place = b.emit(Op.U2F, b.emit(Op.ISUB_K, b.emit(Op.NUMBERS), first))
+        return b.register(b.multiply(place, Shared.of(1.0 / (last - first + 1))))
 
     def _share(self, fault: Fault, purpose: str, *, ago: int = 0, is_each_tick: bool = False) -> Register:
         text = f"{self.group.name}/fault/{fault.name}/{purpose}"

@@ -9,6 +9,7 @@ import pytest
 
 from scenarios.errors import Problem, ScenarioInvalid
 from scenarios.reading import load_scenario, parse_scenario, parse_scenarios
+from scenarios.spec import FaultSpec
 
 HEAD = "apiVersion: twinfleet/v1\nkind: Scenario\nmetadata: {name: test}\n"
 GROUP = "groups: [{name: rooms, count: 10}]\n"
@@ -166,6 +167,7 @@ def test_a_fault_asks_for_devices_in_the_language_of_fleet_queries(
     where: str, hit: dict[str, tuple[tuple[str, str], ...]]
 ) -> None:
     [fault] = parse_scenario(fault_where(where)).faults
+    assert isinstance(fault, FaultSpec)
     assert {group: fault.fault_of(group).select.where for group in fault.groups} == hit
 
 
