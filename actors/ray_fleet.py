@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
 from actors.arrow_tables import join_tables
+from actors.calls import submit
 from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
 from actors.fleet import FleetReading, JsonObject, PinnedTwin, ShardColumns, with_rows, with_telemetry_rows
 from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
@@ -101,10 +102,11 @@ def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:
 
     WorldError if one dies over it.
     """
-    references = [
-        actor.open.remote(msgspec.msgpack.encode(own)) for actor, own in zip(actors, settings, strict=True)
-    ]
     try:
+        references = [
+            submit(actor.open, msgspec.msgpack.encode(own))
+            for actor, own in zip(actors, settings, strict=True)
+        ]
         return list(ray.get(references))
     except RayTaskError as error:
         raise error.cause from None
@@ -128,7 +130,7 @@ class RemoteMethod:
         """
         self._homes.refresh_if_old()
         method = getattr(self._homes.actor_of(self._shard), self._method)
-        return method.remote(self._thing_name, *arguments, **named)
+        return submit(method, self._thing_name, *arguments, **named)
 
     def __call__(self, *arguments: Any, **named: Any) -> Awaitable[JsonObject]:
         """Return an awaitable of the answer; ShardUnavailable if there is none in time."""
@@ -432,7 +434,7 @@ class RayFleet:
         """Return what the shard actor of a lane does at present."""
         actor = self._homes.actor(self._homes.lanes[lane])
         # Not among the calls that are bounded: it is answered beside them, also by an actor that is overloaded.
-        status: HostStatus = await Answer(actor.status.remote(), lane, ANSWER_TIMEOUT_S)
+        status: HostStatus = await Answer(lambda: submit(actor.status), lane, ANSWER_TIMEOUT_S)
         return status
 
     async def move_shard(self, shard: int, target: str) -> None:
