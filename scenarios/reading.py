@@ -35,6 +35,7 @@ from scenarios.spec import (
     Step,
     Threshold,
     WaitFor,
+    WireFault,
 )
 from scenarios.troubles import read_any_fault, read_network
 from scenarios.workloads import group_of
@@ -213,7 +214,7 @@ class _Reader:
     def _steps(self, item: Item) -> tuple[Step, ...]:
         return tuple(step for element in item.items() if (step := self._step(element)))
 
-    def _faults(self, item: Item) -> tuple[FaultSpec | PlatformFault, ...]:
+    def _faults(self, item: Item) -> tuple[FaultSpec | PlatformFault | WireFault, ...]:
         found = [spec for element in item.items() if (spec := read_any_fault(element, self.groups))]
         names = self.fault_names = [spec.name for spec in found]
         for name in sorted({name for name in names if names.count(name) > 1}):

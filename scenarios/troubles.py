@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from scenarios.source import Item
-from scenarios.spec import FaultSpec, PlatformFault
+from scenarios.spec import FaultSpec, PlatformFault, WireFault
 from twins.errors import ModelError
 from twins.faults import ACTIONS, Fault, Select
 from twins.link import Link, Network
@@ -18,6 +18,17 @@ _COUNT_MAX: Final = 2**32 - 1
 PLATFORM_ACTIONS: Final = ("kill", "pause", "restart", "disk_full")
 STRUCK: Final = ("broker", "redis", "shard", "bridge", "gateway", "node")
 _PLATFORM_MODES: Final = ("one", "all", "fixed")
+# What a relay on the wire does, and the parameters that this takes.
+WIRE_ACTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "latency": ("latency", "jitter"),
+    "jitter": ("jitter",),
+    "loss": ("percent",),
+    "bandwidth": ("rate",),
+    "partition": ("direction",),
+    "disconnect": (),
+    "reset_peer": ("every",),
+    "flap": ("interval",),
+}
 
 
 def read_network(item: Item) -> Network:
@@ -85,11 +96,43 @@ def _ratio(item: Item) -> float:
     return percent / 100
 
 
-def read_any_fault(item: Item, groups: Mapping[str, Group]) -> FaultSpec | PlatformFault | None:
-    """Return a fault, of the platform or of simulated groups, whichever its action is of."""
+def read_any_fault(item: Item, groups: Mapping[str, Group]) -> FaultSpec | PlatformFault | WireFault | None:
+    """Return a fault: of the platform if its action is, on the wire if it says `between`, else of simulated groups."""
     plain = item.plain()
-    is_of_platform = isinstance(plain, dict) and plain.get("action") in PLATFORM_ACTIONS
-    return _read_platform_fault(item) if is_of_platform else read_fault(item, groups)
+    keys = plain if isinstance(plain, dict) else {}
+    if keys.get("action") in PLATFORM_ACTIONS:
+        return _read_platform_fault(item)
+    if "between" in keys or keys.get("action") == "reset_peer":
+        return _read_wire_fault(item)
+    return read_fault(item, groups)
+
+
+def _read_wire_fault(item: Item) -> WireFault | None:
+    problem_count = len(item.source.problems)
+    entries = item.entries()
+    name = entries.need("name", Item.text, "")
+    action: Any = entries.need("action", lambda value: value.choice(list(WIRE_ACTIONS)), "latency")
+    at_s = entries.need("at", Item.whole_seconds, 0)
+    duration_s = entries.need("duration", lambda value: value.duration_s(minimum=0.1), 1.0)
+    entries.need("between", _between, None)
+    values: dict[str, Any] = {}
+    for word in WIRE_ACTIONS[action]:
+        key, read, is_needed = _WIRE_WORDS[word]
+        value = (
+            entries.need(word, read, None) if is_needed or word == action else entries.take(word, read, None)
+        )
+        if value is not None:
+            values[key] = value
+    entries.close()
+    if len(item.source.problems) > problem_count:
+        return None
+    return WireFault(name, action, at_s, duration_s, **values)
+
+
+def _between(item: Item) -> None:
+    """Read who is on both sides: the one pair that a relay can stand between."""
+    if item.plain() != ["devices", "broker"]:
+        item.blame("must be [devices, broker]: the connections of real devices, which go through a relay")
 
 
 def _read_platform_fault(item: Item) -> PlatformFault | None:
@@ -217,6 +260,16 @@ def _backoff(item: Item) -> float:
     return float(item.choice(["none", "exponential"]) == "exponential")
 
 
+# How parameters of faults on the wire are called, in `WireFault` and in scenarios, and whether they must be given.
+_WIRE_WORDS: Final[Mapping[str, tuple[str, Callable[[Item], Any], bool]]] = {
+    "latency": ("latency_s", lambda item: item.duration_s(minimum=0.001), True),
+    "jitter": ("jitter_s", lambda item: item.duration_s(minimum=0.001), False),
+    "percent": ("percent", _percent, True),
+    "rate": ("rate", lambda item: float(item.number(minimum=1)), True),
+    "direction": ("direction", lambda item: item.choice(["both", "up", "down"]), False),
+    "interval": ("interval_s", lambda item: item.duration_s(minimum=0.1), True),
+    "every": ("interval_s", lambda item: item.duration_s(minimum=0.1), False),
+}
 # How parameters of faults are called in scenarios, and read, where that differs.
 _WORDS: Final[Mapping[str, tuple[str, Callable[[Item], float]]]] = {
     "latency_ms": ("latency", _milliseconds),
