@@ -44,6 +44,7 @@ from scenarios.spec import (
     SetDesired,
     Step,
     WaitFor,
+    WireFault,
 )
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
@@ -166,7 +167,7 @@ class _Conductor:
                 self._observer.count(is_counting=True)
             await self._pace(self._tick)
             for fault in scenario.faults:
-                if isinstance(fault, PlatformFault) and fault.at_s == self._tick:
+                if isinstance(fault, PlatformFault | WireFault) and fault.at_s == self._tick:
                     self._trouble.strike(fault)
             for step in scenario.steps:
                 if step.at_s == self._tick:

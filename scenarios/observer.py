@@ -182,7 +182,7 @@ class Observer:
         measurements = self.measurements
         is_counting, measurements.is_counting = measurements.is_counting, True
         times = {"recovery_time": fault.recovery_s}
-        if fault.layer == "platform":
+        if fault.layer != "simulated":
             times["steady_time"] = fault.steady_s
         for metric, seconds in times.items():
             if seconds is None:

@@ -23,13 +23,12 @@ from scenarios.source import Item, Source, entries_of, parse_yaml, read_yaml
 from scenarios.spec import (
     DEFAULT_START_S,
     AbortRule,
+    AnyFault,
     Assertion,
     ChoiceSpec,
     ClockSpec,
     DeviceSpec,
-    FaultSpec,
     GroupSpec,
-    PlatformFault,
     Scenario,
     SetDesired,
     Stage,
@@ -444,8 +443,8 @@ class _Reader:
             # A column keeps no more of it, and shows it rounded.
             self._blame(path, f"{field.name} has {field.decimals} decimals at most, not {found}")
 
-    def _faults(self, listed: Sequence[Mapping[str, Any] | None]) -> tuple[FaultSpec | PlatformFault, ...]:
-        found: list[FaultSpec | PlatformFault] = []
+    def _faults(self, listed: Sequence[Mapping[str, Any] | None]) -> tuple[AnyFault, ...]:
+        found: list[AnyFault] = []
         for position, values in enumerate(listed):
             path: Steps = ("faults", position)
             if values is None or self.notes.has_below(path):

@@ -22,6 +22,7 @@ from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
 from scenarios.spec import Scenario
+from scenarios.wire_trouble import wire_for
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
@@ -98,17 +99,18 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
         fleet.tick_patience_s = _TICK_PATIENCE_S
         try:
             with interruptible() as interrupt:
-                described = dataclasses.replace(
-                    options,
-                    fleet="ray",
-                    command=_command(scenario, "--data-dir", str(data_dir)),
-                    interrupt=interrupt,
-                    trouble=PlatformTrouble(endpoints, data_dir),
-                )
-                devices = PlatformDevices(endpoints)
-                return await run_scenario(
-                    scenario, fleet, devices, reports_dir=reports_dir, options=described
-                )
+                async with wire_for(scenario, endpoints) as (through, relay):
+                    described = dataclasses.replace(
+                        options,
+                        fleet="ray",
+                        command=_command(scenario, "--data-dir", str(data_dir)),
+                        interrupt=interrupt,
+                        trouble=PlatformTrouble(through, data_dir, relay),
+                    )
+                    devices = PlatformDevices(through)
+                    return await run_scenario(
+                        scenario, fleet, devices, reports_dir=reports_dir, options=described
+                    )
         finally:
             await fleet.close()
 

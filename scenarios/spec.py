@@ -120,6 +120,28 @@ class PlatformFault:
 
 
 @dataclass(frozen=True, slots=True)
+class WireFault:
+    """What happens to the connections between real devices and the broker; it lasts in real time, as they do.
+
+    `percent` of loss is of the pieces in whose place a connection is reset, `rate` is in bytes a second and connection.
+    """
+
+    name: str
+    action: Literal["latency", "jitter", "loss", "bandwidth", "partition", "disconnect", "reset_peer", "flap"]
+    at_s: int
+    duration_s: float
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    percent: float = 0.0
+    rate: float = 0.0
+    direction: Literal["up", "down", "both"] = "both"
+    interval_s: float = 0.0
+
+
+AnyFault = FaultSpec | PlatformFault | WireFault
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSpec:
     """A real device: a process with a certificate of its own; `name` is what steps call it."""
 
@@ -220,7 +242,7 @@ class Scenario:
     groups: tuple[GroupSpec, ...] = ()
     devices: tuple[DeviceSpec, ...] = ()
     steps: tuple[Step, ...] = ()
-    faults: tuple[FaultSpec | PlatformFault, ...] = ()
+    faults: tuple[AnyFault, ...] = ()
     checks: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     assertions: tuple[Assertion, ...] = ()

@@ -6,15 +6,17 @@ The tables here are parts of the one in `scenario_form`: what is read, and what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
 import msgspec
 
-from scenarios.spec import FaultSpec, PlatformFault
+from scenarios.spec import AnyFault, FaultSpec, PlatformFault, WireFault
 from twins.errors import ModelError, Path, QueryError
 from twins.faults import TROUBLES, Action, Fault, Select
 from twins.forms import (
+    AnyOf,
     ByType,
     ByWord,
     Duration,
@@ -201,24 +203,87 @@ def _platform_record(name: str, meaning: str) -> Record:
     return Record(keys)
 
 
-# Each layer's actions: a scenario names one, and the record says what goes with it.
-FAULT_FORM: Final = ByWord(
-    "action",
-    {
-        **{name: _fault_record(name, action) for name, action in TROUBLES.items()},
-        **{name: _platform_record(name, meaning) for name, meaning in PLATFORM_ACTIONS.items()},
-    },
-    "What goes wrong.",
+# What a relay on the wire does: the name in `WireFault` and the form of each parameter, and whether it must be given.
+_INTERVAL: Final = Duration(minimum_s=0.1)
+_DELAY: Final = Duration(minimum_s=0.001)
+WIRE_ACTIONS: Final[Mapping[str, tuple[str, Mapping[str, tuple[str, Form, bool]]]]] = {
+    "latency": (
+        "bytes take longer",
+        {"latency": ("latency_s", _DELAY, True), "jitter": ("jitter_s", _DELAY, False)},
+    ),
+    "jitter": ("bytes take longer, now more, now less", {"jitter": ("jitter_s", _DELAY, True)}),
+    "loss": ("a share of the connections is reset", {"percent": ("percent", Share(100), True)}),
+    "bandwidth": ("at most so many bytes a second", {"rate": ("rate", Made(Number(1), float), True)}),
+    "partition": (
+        "nothing gets through, in one direction or both",
+        {"direction": ("direction", _DIRECTION.form, False)},
+    ),
+    "disconnect": ("no connections", {}),
+    "reset_peer": ("connections are reset", {"every": ("interval_s", _INTERVAL, False)}),
+    "flap": ("connections come and go", {"interval": ("interval_s", _INTERVAL, True)}),
+}
+_BETWEEN: Final = ("devices", "broker")
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Who is on both sides: the one pair that a relay can stand between."""
+
+    def read(self, value: Any, path: Path, notes: Notes) -> None:
+        """Refuse any other pair."""
+        if value != list(_BETWEEN):
+            text = "must be [devices, broker]: the connections of real devices, which go through a relay"
+            notes.blame(path, text)
+
+    def schema(self) -> dict[str, Any]:
+        """Return the schema of the pair."""
+        return {"const": list(_BETWEEN)}
+
+
+def _wire_record(name: str) -> Record:
+    meaning, parameters = WIRE_ACTIONS[name]
+    keys = {
+        "name": Key(NAME, "What reports and thresholds call it.", is_needed=True),
+        "at": Key(Duration(is_whole=True), "When it begins, in virtual time.", is_needed=True),
+        "duration": Key(_INTERVAL, "How long it lasts, in real time.", is_needed=True),
+        "action": Key(Words((name,)), meaning, is_needed=True),
+        "between": Key(_Between(), "On the wire: [devices, broker].", is_needed=True),
+    }
+    for word, (_, form, is_needed) in parameters.items():
+        keys[word] = Key(form, meaning, None, is_needed=is_needed)
+    return Record(keys, lambda values: {**values, "between": True})
+
+
+# Each layer's actions: a scenario names one, and the record says what goes with it; with `between` it is on the wire.
+_WIRE_RECORDS: Final = {name: _wire_record(name) for name in WIRE_ACTIONS}
+FAULT_FORM: Final = AnyOf(
+    "between",
+    ByWord("action", _WIRE_RECORDS, "What goes wrong on the wire."),
+    ByWord(
+        "action",
+        {
+            **{name: _fault_record(name, action) for name, action in TROUBLES.items()},
+            **{name: _platform_record(name, meaning) for name, meaning in PLATFORM_ACTIONS.items()},
+            **{name: record for name, record in _WIRE_RECORDS.items() if name not in TROUBLES},
+        },
+        "What goes wrong.",
+    ),
 )
 
 
 def fault_of(
     values: Mapping[str, Any], groups: Mapping[str, Group], path: Path, notes: Notes
-) -> FaultSpec | PlatformFault | None:
+) -> AnyFault | None:
     """Return the fault that its record's values describe; None, with the mistake noted, where it makes no sense."""
     if values["action"] in PLATFORM_ACTIONS:
         return _platform_fault(values, path, notes)
-    return _simulated_fault(values, groups, path, notes)
+    return _wire_fault(values) if "between" in values else _simulated_fault(values, groups, path, notes)
+
+
+def _wire_fault(values: Mapping[str, Any]) -> WireFault:
+    _, parameters = WIRE_ACTIONS[values["action"]]
+    given = {name: values[word] for word, (name, _, _) in parameters.items() if values[word] is not None}
+    return WireFault(values["name"], values["action"], values["at"], values["duration"], **given)
 
 
 def _platform_fault(values: Mapping[str, Any], path: Path, notes: Notes) -> PlatformFault | None:
