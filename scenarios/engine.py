@@ -19,12 +19,13 @@ from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
-from scenarios.errors import DeviceFailed, Interrupted, NameTaken
+from scenarios.errors import DeviceFailed, Interrupted, LoadFailed, NameTaken
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
 from scenarios.result import DeviceRecord, Hold, Judgement, Outcome, RunResult, StepRecord, Verdict
 from scenarios.spec import TICK_S, Assertion, Scenario, SetDesired, Step, WaitFor
 from scenarios.steps import set_desired, wait_for
+from scenarios.wire_fleet import WireFleet
 from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
@@ -101,7 +102,7 @@ class _Conductor:
             with contextlib.suppress(WorldError):
                 self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
-        except (WorldError, ModelError, DeviceFailed) as error:
+        except (WorldError, ModelError, DeviceFailed, LoadFailed) as error:
             # ModelError: somebody else deleted a group of ours.
             return "INCONCLUSIVE", f"the system under test broke, so it was not judged: {error}"
         return verdict_of(self._outcomes(), has_run=bool(scenario.groups or scenario.devices))
@@ -138,12 +139,23 @@ class _Conductor:
                     await self._take(step)
             await self._run_window(window_end(scenario, self._tick))
         await self._pace(self._tick)
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_settled(await self._fleet.settle())
+            self._take_wire_news()
+            self._observer.note_wire()
         self._observer.count(is_counting=False)
+
+    def _take_wire_news(self) -> None:
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_wire(self._fleet.take_news())
 
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
+            if isinstance(self._fleet, WireFleet):
+                self._fleet.intend(self._intended_s(self._tick))
             summaries = await self._fleet.tick(orders)
+            self._take_wire_news()
             lag_ms = None
             if (intended_s := self._intended_s(end)) is not None:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
@@ -256,7 +268,7 @@ class _Conductor:
             await self._devices.stop(keep=self._options.keep_fleet)
             for name in [] if self._options.keep_fleet else self._groups:
                 await self._fleet.delete_group(name)
-        except (WorldError, DeviceFailed) as error:
+        except (WorldError, DeviceFailed, LoadFailed) as error:
             self._observer.note(f"cleaning up: {error}")
 
     def _show(self, *, hold: str = "") -> None:

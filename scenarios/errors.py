@@ -4,6 +4,7 @@ ScenariosError
 ├── ScenarioInvalid     a scenario or model file has mistakes: all, each with its place     (exit code 2)
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
+├── LoadFailed          a load process has ended, or could not do what it was told          (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
 """
 
@@ -67,6 +68,10 @@ class DeviceFailed(ScenariosError):
         super().__init__(f"device {thing_name!r}: {reason}")
         self.thing_name = thing_name
         self.reason = reason
+
+
+class LoadFailed(ScenariosError):
+    """A load process has ended, or could not do what it was told."""
 
 
 class Interrupted(ScenariosError):

@@ -29,13 +29,16 @@ from scenarios.spec import (
     DeviceSpec,
     FaultSpec,
     GroupSpec,
+    PathKind,
     Scenario,
     SetDesired,
     Step,
     Threshold,
     WaitFor,
+    WireSpec,
 )
 from scenarios.troubles import read_fault, read_network
+from scenarios.wire_words import NEEDS_CLOCK, read_path, read_wire
 from scenarios.workloads import group_of
 from twins.errors import ModelError
 from twins.model import DeviceModel, Field, Group
@@ -44,9 +47,9 @@ from twins.shipped import MODELS, model_named
 from twins.words import nearest, one_of
 
 # Words of the language that later versions have.
-_LATER_KEYS: Final = ("stages", "abort_on", "path")
+_LATER_KEYS: Final = ("stages", "abort_on")
 _LATER_ACTIONS: Final = ("rollout",)
-_LATER_METRICS: Final = ("ingest_latency", "messages_lost", "recovery_time", "connect_errors")
+_LATER_METRICS: Final = ("recovery_time",)
 _LATER_CHECKS: Final = ("no_acknowledged_update_lost",)
 # Time stamps of twins are 32 bits of seconds.
 _TIME_MAX_S: Final = 2**32 - 1
@@ -81,6 +84,7 @@ class _Reader:
         self.devices: dict[str, str] = {}
         self.duration_s = 0
         self.clock = ClockSpec()
+        self.path: PathKind = "engine"
 
     def scenario(self) -> Scenario:
         """Return the scenario, or raise all mistakes."""
@@ -93,6 +97,8 @@ class _Reader:
         self.clock = top.take("clock", _clock, ClockSpec())
         self.duration_s = top.need("duration", self._duration, _TIME_MAX_S)
         warmup_s = top.take("warmup", self._warmup, 0)
+        self.path = top.take("path", read_path, "engine")
+        wire = top.take("wire", read_wire, WireSpec())
         groups = top.take("groups", self._groups, ())
         devices = top.take("devices", self._devices, ())
         scenario = Scenario(
@@ -106,6 +112,7 @@ class _Reader:
             duration_s=self.duration_s,
             warmup_s=warmup_s,
             groups=groups,
+            wire=wire,
             devices=devices,
             # A stable sort: steps of one time stay in the order of the file.
             steps=tuple(sorted(top.take("steps", self._steps, ()), key=lambda step: step.at_s)),
@@ -149,8 +156,11 @@ class _Reader:
         )
         attributes = entries.take("attributes", _choices, {})
         network = entries.take("network", read_network, None)
+        path = entries.take("path", read_path, self.path)
         entries.close()
-        group = GroupSpec(name, model, count, thing_name, report_every_s, attributes, network)
+        group = GroupSpec(name, model, count, thing_name, report_every_s, attributes, network, path)
+        if path == "wire" and self.clock.speed is None:
+            item.blame(NEEDS_CLOCK)
         if name in self.patterns:
             item.blame(f"another group is named {name!r} already")
         self._check_group(item, group, is_sound=len(item.source.problems) == problem_count)

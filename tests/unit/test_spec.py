@@ -134,11 +134,9 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_lines() -> None:
     [
         ("stages: []\n", "stages"),
         ("abort_on: []\n", "abort_on"),
-        ("path: wire\n", "path"),
         ("devices: [{name: lamp, network: {loss: 1%}}]\n", "devices[0].network"),
         ("steps: [{at: 1s, rollout: {release: a}}]\n", "steps[0].rollout"),
         ("checks: [no_acknowledged_update_lost]\n", "checks[0]"),
-        ('thresholds: {ingest_latency: ["p(99) < 2s"]}\n', "thresholds.ingest_latency"),
         ('thresholds: {"recovery_time{fault:x}": ["max < 60s"]}\n', "thresholds.recovery_time{fault:x}"),
     ],
 )
