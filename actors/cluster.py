@@ -62,7 +62,7 @@ from actors.stop_signals import (
     signals_noted,
 )
 from actors.store import RedisServer
-from actors.supervisor import Supervisor
+from actors.supervisor import Supervisor, mistakes_survived
 from actors.wall_clock import WallClock
 from twins.messages import encode
 
@@ -342,12 +342,13 @@ class _Platform:
                 if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
                     continue
                 try:
-                    if registry is None:
-                        registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
-                    if pacer is None or start_count != self._head.start_count:
-                        fleet = find_fleet(self._store.url)
-                        pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
-                    await pacer.pace()
+                    with mistakes_survived("standing fleets"):
+                        if registry is None:
+                            registry = await Registry.open(self._store.url, WallClock(), is_writer=False)
+                        if pacer is None or start_count != self._head.start_count:
+                            fleet = find_fleet(self._store.url)
+                            pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
+                        await pacer.pace()
                 except WorldError as error:
                     _LOG.warning("standing fleets wait: %s", error)
         finally:
@@ -363,9 +364,10 @@ class _Platform:
             if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
                 continue
             try:
-                if fleet is None or start_count != self._head.start_count:
-                    fleet, start_count = find_fleet(self._store.url), self._head.start_count
-                await keeper.keep(fleet)
+                with mistakes_survived("pinned twins"):
+                    if fleet is None or start_count != self._head.start_count:
+                        fleet, start_count = find_fleet(self._store.url), self._head.start_count
+                    await keeper.keep(fleet)
             except WorldError as error:
                 _LOG.warning("pinned twins stay as they are: %s", error)
 
@@ -386,11 +388,13 @@ class _Platform:
             await asyncio.sleep(_PLACE_EVERY_S)
             if not (self._supervisor.is_ready("ray") and self._supervisor.is_ready("store")):
                 continue
+            problems: list[str] = []
             try:
-                if placer is None or start_count != self._head.start_count:
-                    self._tell_nodes()
-                    placer, start_count = Placer(self._store.url), self._head.start_count
-                problems = await placer.place()
+                with mistakes_survived("the placement of the shards"):
+                    if placer is None or start_count != self._head.start_count:
+                        self._tell_nodes()
+                        placer, start_count = Placer(self._store.url), self._head.start_count
+                    problems = await placer.place()
             except WorldError as error:
                 problems = [str(error)]
             for problem in set(problems) - set(told):

@@ -112,12 +112,26 @@ class _PrivateRay:
         shutil.rmtree(self._outer, ignore_errors=True)
 
 
+class _LeanNode(Node):
+    """A node of Ray without what serves nobody here: its dashboard, and the reader of its workers' logs.
+
+    Each would be a Python process of 60 to 100 MB that every start waits for.
+    """
+
+    def start_api_server(self, **_: Any) -> None:
+        """Start no dashboard."""
+
+    def start_log_monitor(self) -> None:
+        """Start no reader of logs: they stay in their files."""
+
+
 class RayHead(_PrivateRay):
     """A private Ray head, on loopback unless nodes of other machines are to reach it at another address."""
 
     def __init__(self, token_file: Path, *, address: str = LOOPBACK) -> None:
         super().__init__(token_file)
         self._address = address
+        self._node: Any = None
 
     def start(self) -> RayEndpoint:
         """Start Ray with nothing in its memory, and return where drivers find it."""
@@ -135,43 +149,48 @@ class RayHead(_PrivateRay):
                 "RAY_health_check_failure_threshold": "5",
             }
         )
-        context: Any = ray.init(
-            address="local",
-            _node_ip_address=self._address,
-            _temp_dir=self._directory,
-            include_dashboard=False,
+        parameters = RayParams(
+            node_ip_address=self._address,
+            temp_dir=self._directory,
             labels={NODE_LABEL: HEAD_NODE},
             num_cpus=_CPU_COUNT,
             object_store_memory=_OBJECT_STORE_BYTES,
+            # It starts machines, where there are any to start.
+            no_monitor=True,
+        )
+        self._node = _LeanNode(parameters, head=True, shutdown_at_exit=False)
+        ray.init(
+            address=self._node.gcs_address,
+            _temp_dir=self._directory,
             log_to_driver=False,
             logging_level=logging.WARNING,
             namespace=NAMESPACE,
         )
         return RayEndpoint(
-            address=context.address_info["gcs_address"],
+            address=self._node.gcs_address,
             token_file=str(self._token_file),
             namespace=NAMESPACE,
         )
 
     def start_machines(self, autoscaling_config: Path) -> None:
         """Have Ray start other machines as a file says that `ray up` has written; for a head that has started."""
-        # ray.init can't be told.
-        _node()._ray_params.autoscaling_config = str(autoscaling_config)
-        _node().kill_monitor(check_alive=False)
-        _node().start_monitor()
+        self._node._ray_params.autoscaling_config = str(autoscaling_config)
+        self._node.start_monitor()
 
     def pids(self) -> dict[str, int]:
         """Return the processes without which Ray does not work, by what they are: `gcs_server` and `raylet`."""
-        return {name: infos[0].process.pid for name, infos in _node().all_processes.items() if name in _VITAL}
+        return {
+            name: infos[0].process.pid for name, infos in self._node.all_processes.items() if name in _VITAL
+        }
 
     def dead(self) -> list[str]:
         """Return which of these processes have ended."""
-        found = _node().all_processes
+        found = self._node.all_processes
         return [name for name in _VITAL if name not in found or found[name][0].process.poll() is not None]
 
     def restart_metadata_service(self) -> None:
         """Start the `gcs_server` again, where it was, with what it had; actors and their calls go on meanwhile."""
-        node = _node()
+        node = self._node
         for info in node.all_processes.pop("gcs_server", []):
             info.process.kill()
             info.process.wait()
@@ -188,6 +207,11 @@ class RayHead(_PrivateRay):
                 client.internal_kv_exists(b"twinfleet", None, timeout=1.0)
                 return
         raise WorldError(f"Ray's gcs_server does not answer {_METADATA_TIMEOUT_S:g} s after its restart")
+
+    def _end(self) -> None:
+        super()._end()
+        if self._node is not None:
+            self._node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def restart(self) -> RayEndpoint:
         """End all of Ray and start it as if for the first time: every actor has to be made again."""
@@ -230,7 +254,7 @@ class RayNode(_PrivateRay):
             max_worker_port=0,
         )
         try:
-            self._node = Node(parameters, head=False)
+            self._node = _LeanNode(parameters, head=False)
             ray.init(
                 address=address,
                 _temp_dir=self._directory,
@@ -254,11 +278,6 @@ class RayNode(_PrivateRay):
         super()._end()
         if self._node is not None:
             self._node.kill_all_processes(check_alive=False, allow_graceful=False)
-
-
-def _node() -> Any:
-    node: Any = ray._private.worker._global_node
-    return node
 
 
 @contextlib.contextmanager

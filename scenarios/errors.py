@@ -3,6 +3,7 @@
 ScenariosError
 ├── ScenarioInvalid     a scenario or model file has mistakes: all, each with its place     (exit code 2)
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
+├── FaultImpossible     a fault, or a check, needs what the run does not have                (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
 ├── LoadFailed          a load process has ended, or could not do what it was told          (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
@@ -59,6 +60,13 @@ class NameTaken(ScenariosError):
         self.kind = kind
         self.name = name
         self.detail = detail
+
+
+class FaultImpossible(ScenariosError):
+    """A fault or check needs a platform that is not there, is not here, or may not be broken by the caller.
+
+    Nothing was broken then.
+    """
 
 
 class DeviceFailed(ScenariosError):

@@ -31,6 +31,8 @@ class Metric:
     kind: Kind
     unit: str
     meaning: str
+    # The label by which its samples are also kept apart, if any: thresholds name it as `recovery_time{fault:NAME}`.
+    label: str = ""
 
 
 CATALOGUE: Final[Mapping[str, Metric]] = {
@@ -85,8 +87,29 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
         Metric(
             "delta_to_reported", "trend", "ms", "from a desired change to the real device's obeying report"
         ),
+        Metric(
+            "recovery_time",
+            "trend",
+            "ms",
+            "from the end of a fault until all is served again; of simulated faults in virtual time",
+            label="fault",
+        ),
+        Metric(
+            "steady_time",
+            "trend",
+            "ms",
+            "from the end of a fault of the platform until answers are as quick as they were before",
+            label="fault",
+        ),
+        Metric(
+            "audit_accepted", "counter", "", "updates and reads of the auditor that the platform carried out"
+        ),
+        Metric("audit_unknown", "counter", "", "requests of the auditor of which nobody knows what became"),
     )
 }
+
+# A metric's name as thresholds write it: with a value of its label, or without.
+_LABELLED: Final = re.compile(r"([a-z_]+)\{\s*([a-z_]+)\s*:\s*([^{}]+?)\s*\}")
 
 _STATISTICS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "counter": ("count", "rate"),
@@ -169,6 +192,22 @@ class Condition:
         return cls(text.strip(), statistic, Comparison.parse(found[2], units=units))
 
 
+def labelled(name: str, label: str, value: str) -> str:
+    """Return the name under which the samples of one value of a label are kept: `recovery_time{fault:outage}`."""
+    return f"{name}{{{label}:{value}}}"
+
+
+def split_label(name: str) -> tuple[str, str, str]:
+    """Return a name's metric, label and value; both of these are empty where the name has none."""
+    found = _LABELLED.fullmatch(name)
+    return (found[1], found[2], found[3]) if found else (name, "", "")
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric of a name with or without a label; KeyError if there is none."""
+    return CATALOGUE[split_label(name)[0]]
+
+
 class Measurements:
     """The samples of one run; those that come while it is not `is_counting` are passed over.
 
@@ -180,20 +219,25 @@ class Measurements:
         self.measured_s = 0.0
         self._samples: dict[str, array[float]] = {}
         self._counts: dict[str, float] = {}
+        self._spoilt: set[str] = set()
         # Of trends with too many samples to keep: how many fell into each bucket of `program.HISTOGRAM_BUCKETS`.
         self._sizes: dict[str, NDArray[np.int64]] = {}
         # Of trends that other processes have measured.
         self._merged: dict[str, Histogram] = {}
 
     def add(self, name: str, value: float) -> None:
-        """Record a sample of a metric; 0 of a counter says that it was watched and nothing happened."""
-        metric = CATALOGUE[name]
+        """Record a sample of a metric, labelled or not; 0 of a counter: it was watched, and nothing happened."""
+        metric = metric_of(name)
         if not self.is_counting:
             return
         if metric.kind == "counter":
             self._counts[name] = self._counts.get(name, 0.0) + value
         else:
             self._samples.setdefault(name, array("d")).append(value)
+
+    def spoil(self, name: str) -> None:
+        """Let a metric have no statistics: a sample is missing that would have been its worst."""
+        self._spoilt.add(name)
 
     def add_histogram(self, name: str, counts: Sequence[int]) -> None:
         """Record many samples of a trend by their sizes, in the buckets of `program.HISTOGRAM_BUCKETS`."""
@@ -209,7 +253,9 @@ class Measurements:
 
     def statistic(self, name: str, statistic: str) -> float | None:
         """Return a statistic over all samples of a metric, or None if there are none."""
-        if CATALOGUE[name].kind == "counter":
+        if name in self._spoilt:
+            return None
+        if metric_of(name).kind == "counter":
             if name not in self._counts:
                 return None
             # The rate is per second of virtual time, which is the load that the scenario asked for.
@@ -218,7 +264,7 @@ class Measurements:
         if name in self._merged:
             return _of_histogram(self._merged[name], statistic)
         if name in self._sizes:
-            return _of_sizes(self._sizes[name], statistic)
+            return histogram_statistic(self._sizes[name], statistic)
         if not self._samples.get(name):
             return None
         samples = np.frombuffer(self._samples[name], dtype="f8")
@@ -230,7 +276,9 @@ class Measurements:
         """Return the statistics of every metric that has samples, by metric and statistic."""
         shown = {**_STATISTICS, "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max")}
         result: dict[str, dict[str, float]] = {}
-        for name, metric in CATALOGUE.items():
+        more = [name for name in (*self._samples, *self._counts) if name not in CATALOGUE]
+        for name in (*CATALOGUE, *more):
+            metric = metric_of(name)
             values = {statistic: self.statistic(name, statistic) for statistic in shown[metric.kind]}
             present = {statistic: value for statistic, value in values.items() if value is not None}
             if present:
@@ -238,7 +286,7 @@ class Measurements:
         return result
 
 
-def _of_sizes(counts: NDArray[np.int64], statistic: str) -> float:
+def histogram_statistic(counts: NDArray[np.int64], statistic: str) -> float:
     """Return a statistic of a histogram: a percentile is the upper end of its bucket, at most a quarter too high."""
     bits = np.arange(HISTOGRAM_FIRST, HISTOGRAM_FIRST + HISTOGRAM_BUCKETS + 1, dtype=np.uint32)
     edges = (bits << np.uint32(HISTOGRAM_SHIFT)).view(np.float32).astype(np.float64)

@@ -9,11 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
 from scenarios.load_orders import LoadNews
-from scenarios.metrics import Measurements
-from scenarios.result import DevicePoint, Note, WindowSample
+from scenarios.metrics import Measurements, histogram_statistic, labelled
+from scenarios.result import DevicePoint, FaultRecord, Note, WindowSample
 from scenarios.spec import Scenario
 from scenarios.workloads import groups_of
 from twins.messages import TickOrder, TickSummary
@@ -120,15 +122,21 @@ class Observer:
             self.notes.append(Note(self.wall_s, text))
 
     def on_window(
-        self, orders: Sequence[TickOrder], summaries: Mapping[str, TickSummary], *, lag_ms: float | None
+        self,
+        orders: Sequence[TickOrder],
+        summaries: Mapping[str, TickSummary],
+        *,
+        lag_ms: float | None,
+        is_broken: bool = False,
     ) -> None:
-        """Take in what happened in one window of ticks of all groups."""
+        """Take in what happened in one window of ticks of all groups; `is_broken` as in `Invariants.on_window`."""
         total = TickSummary()
         for order in orders:
             summary = summaries.get(order.group, TickSummary())
-            self.invariants.on_window(order, summary)
+            self.invariants.on_window(order, summary, is_broken=is_broken)
             total += summary
         tick_count = orders[0].tick_count
+        latencies = _latencies(total)
         connected_ratio = total.connected_count / self._simulated_count
         add = self.measurements.add
         add("reports", total.reports_arrived)
@@ -148,6 +156,11 @@ class Observer:
                 connected_ratio=connected_ratio,
                 delta_outstanding=total.delta_count,
                 lag_ms=lag_ms,
+                reports_lost_per_s=total.reports_lost / tick_count,
+                reports_kept=total.reports_in_flight + total.reports_buffered,
+                latency_ms_med=latencies.get("med"),
+                latency_ms_p95=latencies.get("p(95)"),
+                latency_ms_p99=latencies.get("p(99)"),
             )
         )
 
@@ -175,6 +188,29 @@ class Observer:
         """Note how often each reason was met for which a connection on the wire ended or failed."""
         for reason, count in self._wire_errors.items():
             self.note(f"wire: {count} connections ended or failed in all: {reason}")
+
+    def on_fault(self, fault: FaultRecord) -> None:
+        """Take in what came of a fault; also after the time that counts, because recovering may take longer."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        times = {"recovery_time": fault.recovery_s}
+        if fault.layer == "platform":
+            times["steady_time"] = fault.steady_s
+        for metric, seconds in times.items():
+            if seconds is None:
+                measurements.spoil(metric)
+            else:
+                measurements.add(metric, seconds * 1000)
+                measurements.add(labelled(metric, "fault", fault.name), seconds * 1000)
+        measurements.is_counting = is_counting
+
+    def on_audit(self, accepted: int, unknown: int) -> None:
+        """Take in what the auditor has counted."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        measurements.add("audit_accepted", accepted)
+        measurements.add("audit_unknown", unknown)
+        measurements.is_counting = is_counting
 
     def on_asked(self, thing_name: str, state: Mapping[str, Any]) -> None:
         """Note that a desired change of a real device is about to be asked for."""
@@ -212,3 +248,11 @@ class Observer:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
                 self.device_points.append(point)
+
+
+def _latencies(total: TickSummary) -> dict[str, float]:
+    """Return percentiles of how long the reports took that arrived, in milliseconds; nothing where none is known."""
+    if not any(total.latency):
+        return {}
+    counts = np.array(total.latency, np.int64)
+    return {statistic: histogram_statistic(counts, statistic) for statistic in ("med", "p(95)", "p(99)")}

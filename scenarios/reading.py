@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 
 from scenarios.errors import ScenarioInvalid
-from scenarios.metrics import CATALOGUE, Comparison, Condition
+from scenarios.metrics import CATALOGUE, Comparison, Condition, Metric, split_label
 from scenarios.model_files import is_model_file, load_model
 from scenarios.source import Item, merge_texts, parse_yaml, read_yaml
 from scenarios.spec import (
@@ -30,6 +30,7 @@ from scenarios.spec import (
     FaultSpec,
     GroupSpec,
     PathKind,
+    PlatformFault,
     Scenario,
     SetDesired,
     Step,
@@ -37,7 +38,7 @@ from scenarios.spec import (
     WaitFor,
     WireSpec,
 )
-from scenarios.troubles import read_fault, read_network
+from scenarios.troubles import read_any_fault, read_network
 from scenarios.wire_words import NEEDS_CLOCK, read_path, read_wire
 from scenarios.workloads import group_of
 from twins.errors import ModelError
@@ -49,8 +50,6 @@ from twins.words import nearest, one_of
 # Words of the language that later versions have.
 _LATER_KEYS: Final = ("stages", "abort_on")
 _LATER_ACTIONS: Final = ("rollout",)
-_LATER_METRICS: Final = ("recovery_time",)
-_LATER_CHECKS: Final = ("no_acknowledged_update_lost",)
 # Time stamps of twins are 32 bits of seconds.
 _TIME_MAX_S: Final = 2**32 - 1
 _SEED_MAX: Final = 2**63 - 1
@@ -82,6 +81,7 @@ class _Reader:
         self.models: dict[str, DeviceModel] = {}
         self.groups: dict[str, Group] = {}
         self.devices: dict[str, str] = {}
+        self.fault_names: list[str] = []
         self.duration_s = 0
         self.clock = ClockSpec()
         self.path: PathKind = "engine"
@@ -222,14 +222,14 @@ class _Reader:
     def _steps(self, item: Item) -> tuple[Step, ...]:
         return tuple(step for element in item.items() if (step := self._step(element)))
 
-    def _faults(self, item: Item) -> tuple[FaultSpec, ...]:
-        found = [spec for element in item.items() if (spec := read_fault(element, self.groups))]
-        names = [spec.fault.name for spec in found]
+    def _faults(self, item: Item) -> tuple[FaultSpec | PlatformFault, ...]:
+        found = [spec for element in item.items() if (spec := read_any_fault(element, self.groups))]
+        names = self.fault_names = [spec.name for spec in found]
         for name in sorted({name for name in names if names.count(name) > 1}):
             item.blame(f"{names.count(name)} faults are named {name!r}; give each its own name")
         for spec in found:
-            if spec.fault.first_tick >= self.duration_s:
-                item.blame(f"{spec.fault.name!r} begins not before the end of the scenario")
+            if spec.at_s >= self.duration_s:
+                item.blame(f"{spec.name!r} begins not before the end of the scenario")
         return tuple(found)
 
     def _step(self, item: Item) -> Step | None:
@@ -305,19 +305,28 @@ class _Reader:
     def _thresholds(self, item: Item) -> tuple[Threshold, ...]:
         thresholds: list[Threshold] = []
         for name, value in item.entries().remaining():
-            if name not in CATALOGUE:
-                is_later = "{" in name or name in _LATER_METRICS
-                advice = nearest(name, CATALOGUE) or f"; metrics: {', '.join(CATALOGUE)}"
-                value.blame("is not supported by this version" if is_later else f"unknown metric{advice}")
+            metric, label, label_value = split_label(name)
+            if metric not in CATALOGUE:
+                advice = nearest(metric, CATALOGUE) or f"; metrics: {', '.join(CATALOGUE)}"
+                value.blame(f"unknown metric{advice}")
                 continue
+            if label:
+                self._check_label(value, CATALOGUE[metric], label, label_value)
             if name == "tick_lag" and self.clock.speed is None:
                 value.blame("is never measured with clock mode asap, where no tick has an intended time")
             for element in value.items():
                 try:
-                    thresholds.append(Threshold(name, Condition.parse(element.text(), CATALOGUE[name])))
+                    thresholds.append(Threshold(name, Condition.parse(element.text(), CATALOGUE[metric])))
                 except ValueError as error:
                     element.blame(str(error))
         return tuple(thresholds)
+
+    def _check_label(self, item: Item, metric: Metric, label: str, value: str) -> None:
+        if label != metric.label:
+            known = f"it has {metric.label!r}" if metric.label else "it has none"
+            item.blame(f"{metric.name} has no label {label!r}; {known}")
+        elif value not in self.fault_names:
+            item.blame(f"there is no fault {value!r}{nearest(value, self.fault_names)}")
 
 
 def _metadata(item: Item) -> tuple[str, str, Mapping[str, str]]:
@@ -453,7 +462,7 @@ def _check_value(item: Item, field: Field) -> None:
 
 
 def _checks(item: Item) -> tuple[str, ...]:
-    return tuple(element.choice(list(CHECKS), later=_LATER_CHECKS) for element in item.items())
+    return tuple(element.choice(list(CHECKS)) for element in item.items())
 
 
 def _assertions(item: Item) -> tuple[Assertion, ...]:

@@ -19,6 +19,7 @@ from scenarios.engine import RunOptions, conduct
 from scenarios.errors import Problem, ScenarioInvalid
 from scenarios.interruption import interruptible
 from scenarios.load_orders import Registrar
+from scenarios.platform_trouble import PlatformTrouble
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
@@ -28,6 +29,8 @@ from scenarios.wire_words import NEEDS_CLOCK
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
+# A shard that a scenario has killed, or that somebody else has, is back long before; a run is worth waiting for it.
+_TICK_PATIENCE_S: Final = 120.0
 
 
 async def run_scenario(
@@ -96,6 +99,8 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
 
     async def main() -> RunResult:
         fleet = _wired(await connect(endpoints), scenario, endpoints)
+        fleet = await connect(endpoints)
+        fleet.tick_patience_s = _TICK_PATIENCE_S
         try:
             with interruptible() as interrupt:
                 described = dataclasses.replace(
@@ -103,6 +108,7 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
                     fleet="ray",
                     command=_command(scenario, "--data-dir", str(data_dir)),
                     interrupt=interrupt,
+                    trouble=PlatformTrouble(endpoints, data_dir),
                 )
                 devices = PlatformDevices(endpoints)
                 return await run_scenario(

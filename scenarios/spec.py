@@ -80,10 +80,36 @@ class WireSpec:
 
 @dataclass(frozen=True, slots=True)
 class FaultSpec:
-    """A fault, in ticks of `TICK_S`, and the groups whose devices it hits."""
+    """A fault of simulated devices, in ticks of `TICK_S`, and the groups whose devices it hits."""
 
     fault: Fault
     groups: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the fault's name."""
+        return self.fault.name
+
+    @property
+    def at_s(self) -> int:
+        """Return the virtual time at which it begins."""
+        return self.fault.first_tick * TICK_S
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFault:
+    """What is done to the processes of a running platform at a virtual time; it lasts in real time, as they do.
+
+    `component` is one of `actors.platform_processes.COMPONENTS`, or "disk". `count` says how many of its processes are
+    struck (0: all). A kill that lasts is repeated as often as the component comes back; one that does not happens once.
+    """
+
+    name: str
+    action: Literal["kill", "pause", "restart", "disk_full"]
+    at_s: int
+    component: str
+    duration_s: float = 0.0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +195,7 @@ class Scenario:
     wire: WireSpec = WireSpec()
     devices: tuple[DeviceSpec, ...] = ()
     steps: tuple[Step, ...] = ()
-    faults: tuple[FaultSpec, ...] = ()
+    faults: tuple[FaultSpec | PlatformFault, ...] = ()
     checks: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     assertions: tuple[Assertion, ...] = ()
@@ -178,6 +204,8 @@ class Scenario:
 CHECKS: Final[Mapping[str, str]] = {
     "version_never_decreases": "the shadow version that a real device is told never goes back",
     "every_report_accounted_for": "every report that was due has arrived, or it is known why not, in every group",
+    "no_acknowledged_update_lost": "what the platform accepted from the auditor's devices and operators is never lost, "
+    "taken back, or carried out in another order",
 }
 
 

@@ -1,4 +1,4 @@
-"""From a scenario file to the links and faults of simulated groups: the words of `network` and of `faults`."""
+"""From a scenario file to links and faults, of simulated groups and of a running platform: `network` and `faults`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from scenarios.source import Item
-from scenarios.spec import FaultSpec
+from scenarios.spec import FaultSpec, PlatformFault
 from twins.errors import ModelError
 from twins.faults import ACTIONS, Fault, Select
 from twins.link import Link, Network
@@ -14,6 +14,10 @@ from twins.model import Group
 
 _MODES: Final = ("all", "one", "fixed", "fixed-percent")
 _COUNT_MAX: Final = 2**32 - 1
+# What is done to processes of a running platform, to which of them, and to how many.
+PLATFORM_ACTIONS: Final = ("kill", "pause", "restart", "disk_full")
+STRUCK: Final = ("broker", "redis", "shard", "bridge", "gateway", "node")
+_PLATFORM_MODES: Final = ("one", "all", "fixed")
 
 
 def read_network(item: Item) -> Network:
@@ -81,12 +85,50 @@ def _ratio(item: Item) -> float:
     return percent / 100
 
 
+def read_any_fault(item: Item, groups: Mapping[str, Group]) -> FaultSpec | PlatformFault | None:
+    """Return a fault, of the platform or of simulated groups, whichever its action is of."""
+    plain = item.plain()
+    is_of_platform = isinstance(plain, dict) and plain.get("action") in PLATFORM_ACTIONS
+    return _read_platform_fault(item) if is_of_platform else read_fault(item, groups)
+
+
+def _read_platform_fault(item: Item) -> PlatformFault | None:
+    problem_count = len(item.source.problems)
+    entries = item.entries()
+    name = entries.need("name", Item.text, "")
+    action: Any = entries.need("action", Item.text, "")
+    at_s = entries.need("at", Item.whole_seconds, 0)
+    lasts = action in ("pause", "disk_full")
+    duration_s = (entries.need if lasts else entries.take)(
+        "duration", lambda value: value.duration_s(minimum=0.1), 0.0
+    )
+    component, count = "disk", 1
+    if action != "disk_full":
+        component = entries.need("component", lambda value: value.choice(STRUCK), "broker")
+        mode = entries.take("mode", lambda value: value.choice(_PLATFORM_MODES), "one")
+        has_value = "value" in entries
+        value = entries.take("value", lambda each: int(each.number(minimum=1, is_whole=True)), 1)
+        if has_value != (mode == "fixed"):
+            item.blame("'value' belongs to mode fixed (how many processes), and to no other")
+        count = 0 if mode == "all" else value
+    entries.close()
+    if action == "restart" and duration_s:
+        item.blame(
+            "a restart takes as long as it takes; a component that stays away is `kill` with a duration"
+        )
+    return (
+        PlatformFault(name, action, at_s, component, duration_s, count)
+        if len(item.source.problems) == problem_count
+        else None
+    )
+
+
 def read_fault(item: Item, groups: Mapping[str, Group]) -> FaultSpec | None:
     """Return a fault and the groups that it concerns (all, where it names none); None where it makes no sense."""
     problem_count = len(item.source.problems)
     entries = item.entries()
     name = entries.need("name", Item.text, "")
-    action = entries.need("action", lambda value: value.choice(list(ACTIONS)), "loss")
+    action = entries.need("action", lambda value: value.choice([*ACTIONS, *PLATFORM_ACTIONS]), "loss")
     at_s = entries.need("at", Item.whole_seconds, 0)
     duration_s = entries.need("duration", lambda value: value.whole_seconds(minimum=1), 1)
     names = entries.take("groups", lambda value: tuple(each.text() for each in value.items()), tuple(groups))

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from scenarios.spec import TICK_S, ClockSpec, GroupSpec, Scenario, SetDesired
+from scenarios.spec import TICK_S, ClockSpec, FaultSpec, GroupSpec, Scenario, SetDesired
 from twins.messages import TickOrder
 from twins.model import Attribute, Group
 
 # With `asap` a window is this many ticks: enough that the call costs little beside the ticks, few enough that the
 # progress display moves and an interruption is heard.
 _ASAP_TICKS: Final = 50
+# Short scenarios have shorter windows, so that a plot of their course, and when they recovered, can be told.
+_WINDOWS_MIN: Final = 120
 # With a paced clock a window lasts about this long by the wall clock, so that load arrives evenly.
 _WINDOW_S: Final = 0.1
 
@@ -40,19 +42,24 @@ def groups_of(scenario: Scenario) -> list[Group]:
     return [group_of(spec, seed=scenario.seed, start_s=scenario.start_s) for spec in scenario.groups]
 
 
-def window_ticks(clock: ClockSpec) -> int:
-    """Return how many ticks a window has at most under this clock."""
+def window_ticks(clock: ClockSpec, duration_s: int) -> int:
+    """Return how many ticks a window has at most under this clock, in a scenario of this length."""
     if clock.speed is None:
-        return _ASAP_TICKS
+        return max(1, min(_ASAP_TICKS, duration_s // TICK_S // _WINDOWS_MIN))
     return max(1, min(_ASAP_TICKS, int(clock.speed * _WINDOW_S / TICK_S)))
 
 
 def window_end(scenario: Scenario, tick: int) -> int:
     """Return the tick at which the window that begins at `tick` ends: at the next step or change at the latest."""
     stops = [step.at_s for step in scenario.steps]
+    # So that what was measured during a fault is not mixed with what was before or after it.
+    for each in scenario.faults:
+        stops.append(each.at_s)
+        if isinstance(each, FaultSpec):
+            stops.append(each.at_s + each.fault.tick_count * TICK_S)
     stops += [scenario.warmup_s, scenario.duration_s]
     next_stops = [stop for stop in stops if stop > tick]
-    return min([tick + window_ticks(scenario.clock), *next_stops])
+    return min([tick + window_ticks(scenario.clock, scenario.duration_s), *next_stops])
 
 
 def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[TickOrder]:
@@ -66,7 +73,9 @@ def orders_for(scenario: Scenario, first_tick: int, tick_count: int) -> list[Tic
             [
                 each.fault
                 for each in scenario.faults
-                if group.name in each.groups and each.fault.first_tick < first_tick + tick_count
+                if isinstance(each, FaultSpec)
+                and group.name in each.groups
+                and each.fault.first_tick < first_tick + tick_count
             ],
         )
         for group in scenario.groups
