@@ -37,6 +37,7 @@ from scenarios.spec import (
     WaitFor,
 )
 from scenarios.troubles import fault_of
+from scenarios.wire_words import NEEDS_CLOCK
 from scenarios.workloads import group_of
 from twins.errors import ModelError, ModelInvalid
 from twins.errors import Path as Steps
@@ -157,7 +158,7 @@ class _Reader:
             seed=values["seed"],
             start_s=start_s,
             clock=self.clock,
-            path=values["path"],
+            wire=values["wire"],
             duration_s=self.duration_s,
             warmup_s=values["warmup"],
             groups=groups,
@@ -249,7 +250,10 @@ class _Reader:
             int(report_every_s),
             attributes,
             values["network"],
+            values["path"] or self.values["path"],
         )
+        if group.path == "wire" and self.clock.speed is None:
+            self._blame(path, NEEDS_CLOCK)
         if name and name in self.patterns:
             self._blame(path, f"another group is named {name!r} already")
         if model is not None and is_sound and self._fits(group, path):
