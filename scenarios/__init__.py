@@ -2,10 +2,10 @@
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `history` · `audit_progress` · `audit_rules` · `source` · `model_files` · `metrics` ·
-`spec` · `workloads` · `troubles` · `reading` · `result` · `fault_windows` · `checks` · `trouble` · `relay` ·
-`brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
-`interruption` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor` ·
-`wire_trouble` · `platform_trouble` · `run`
+`spec` · `stages` · `workloads` · `troubles` · `scenario_form` · `layers` · `reading` · `result` · `fault_windows` ·
+`checks` · `trouble` · `relay` · `brain` · `device_link` · `wire` · `devices` · `abort` · `observer` · `steps` ·
+`progress` · `engine` · `plots` · `report` · `interruption` · `auditor_clients` · `auditor_device` ·
+`auditor_operator` · `auditor` · `wire_trouble` · `platform_trouble` · `run`
 
 `reading` turns a file into the frozen objects of `spec`; `run` is the way in: a scenario from its file to its reports.
 `auditor` drives a running platform and remembers what it was told; `audit_rules` judge that.

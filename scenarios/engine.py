@@ -19,7 +19,7 @@ from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
-from scenarios.errors import DeviceFailed, Interrupted, NameTaken
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, NameTaken
 from scenarios.fault_windows import fault_record
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
@@ -124,6 +124,9 @@ class _Conductor:
             await self._end_trouble()
             self._stage = "judging"
             await self._judge_assertions()
+        except Aborted as end:
+            self._digest = await self._fleet.digest()
+            return "ABORTED", str(end)
         except Interrupted as interruption:
             # Whoever stops a run may have stopped its fleet too.
             with contextlib.suppress(WorldError):
@@ -169,7 +172,10 @@ class _Conductor:
             for step in scenario.steps:
                 if step.at_s == self._tick:
                     await self._take(step)
-            await self._run_window(window_end(scenario, self._tick))
+            begin = self._tick
+            await self._run_window(window_end(scenario, begin))
+            if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
+                raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
         self._observer.count(is_counting=False)
 
@@ -183,8 +189,8 @@ class _Conductor:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
             is_broken = was_broken or bool(self._trouble.active)
             self._observer.on_window(orders, summaries, lag_ms=lag_ms, is_broken=is_broken)
-        self._observer.on_time(end * TICK_S)
         self._tick = end
+        self._observer.on_time(end * TICK_S)
         await self._devices.play(end * TICK_S)
         self._show()
         # With `asap` and a fleet in this process nothing above need ever have waited.
