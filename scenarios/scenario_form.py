@@ -99,6 +99,7 @@ _GROUP: Final = Record(
             "What each draws once, for life: {site: {choice: [ams, ber], weights: [5, 3]}}.",
             None,
         ),
+        "path": Key(PATH_FORM, "How its devices reach their twins; as the scenario says, without.", None),
         "network": Key(
             NETWORK_FORM, "The link between devices and twins; without it all arrives at once.", None
         ),

@@ -6,7 +6,6 @@ The tables here are parts of the one in `scenario_form`: what is read, and what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
@@ -203,59 +202,61 @@ def _platform_record(name: str, meaning: str) -> Record:
     return Record(keys)
 
 
-# What a relay on the wire does: the name in `WireFault` and the form of each parameter, and whether it must be given.
-_INTERVAL: Final = Duration(minimum_s=0.1)
-_DELAY: Final = Duration(minimum_s=0.001)
-WIRE_ACTIONS: Final[Mapping[str, tuple[str, Mapping[str, tuple[str, Form, bool]]]]] = {
-    "latency": (
-        "bytes take longer",
-        {"latency": ("latency_s", _DELAY, True), "jitter": ("jitter_s", _DELAY, False)},
-    ),
-    "jitter": ("bytes take longer, now more, now less", {"jitter": ("jitter_s", _DELAY, True)}),
-    "loss": ("a share of the connections is reset", {"percent": ("percent", Share(100), True)}),
-    "bandwidth": ("at most so many bytes a second", {"rate": ("rate", Made(Number(1), float), True)}),
-    "partition": (
-        "nothing gets through, in one direction or both",
-        {"direction": ("direction", _DIRECTION.form, False)},
-    ),
-    "disconnect": ("no connections", {}),
-    "reset_peer": ("connections are reset", {"every": ("interval_s", _INTERVAL, False)}),
-    "flap": ("connections come and go", {"interval": ("interval_s", _INTERVAL, True)}),
+# What a relay on the wire does, and which parameters this takes.
+_WIRE_ACTIONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "latency": ("every piece arrives later", ("latency", "jitter")),
+    "jitter": ("pieces arrive later by different times", ("jitter",)),
+    "loss": ("in place of pieces the connection is reset", ("percent",)),
+    "bandwidth": ("connections carry no more than so many bytes a second", ("rate",)),
+    "partition": ("nothing gets through, and nobody is told", ("direction",)),
+    "disconnect": ("connections are ended, and none is made", ()),
+    "reset_peer": ("connections are reset, once or again and again", ("every",)),
+    "flap": ("by turns nothing gets through, and everything does", ("interval",)),
 }
-_BETWEEN: Final = ("devices", "broker")
+# How its parameters are called in `WireFault`, read and told; those that an action is named for must be given.
+_WIRE_WORDS: Final[Mapping[str, tuple[str, Form, str, bool]]] = {
+    "latency": ("latency_s", Duration(minimum_s=0.001), "How much later.", True),
+    "jitter": ("jitter_s", Duration(minimum_s=0.001), "Up to how much more.", False),
+    "percent": ("percent", Share(100), "The share of pieces, in percent.", True),
+    "rate": ("rate", Made(Number(1), float), "Bytes a second, of each connection.", True),
+    "direction": ("direction", Words(("both", "up", "down")), "What does not get through.", False),
+    "interval": ("interval_s", Duration(minimum_s=0.1), "How long each turn lasts.", True),
+    "every": ("interval_s", Duration(minimum_s=0.1), "How often; once, where nothing is said.", False),
+}
 
 
-@dataclass(frozen=True)
-class _Between:
+class _DevicesAndBroker(ListOf):
     """Who is on both sides: the one pair that a relay can stand between."""
 
-    def read(self, value: Any, path: Path, notes: Notes) -> None:
-        """Refuse any other pair."""
-        if value != list(_BETWEEN):
-            text = "must be [devices, broker]: the connections of real devices, which go through a relay"
-            notes.blame(path, text)
+    def read(self, value: Any, path: Path, notes: Notes) -> Any:
+        """Return the pair."""
+        if value != ["devices", "broker"]:
+            notes.blame(
+                path, "must be [devices, broker]: the connections of real devices, which go through a relay"
+            )
+        return ("devices", "broker")
 
     def schema(self) -> dict[str, Any]:
         """Return the schema of the pair."""
-        return {"const": list(_BETWEEN)}
+        return {"const": ["devices", "broker"]}
 
 
-def _wire_record(name: str) -> Record:
-    meaning, parameters = WIRE_ACTIONS[name]
+def _wire_record(name: str, meaning: str, parameters: Sequence[str]) -> Record:
     keys = {
         "name": Key(NAME, "What reports and thresholds call it.", is_needed=True),
         "at": Key(Duration(is_whole=True), "When it begins, in virtual time.", is_needed=True),
-        "duration": Key(_INTERVAL, "How long it lasts, in real time.", is_needed=True),
+        "duration": Key(Duration(minimum_s=0.1), "How long it lasts, in real time.", is_needed=True),
         "action": Key(Words((name,)), meaning, is_needed=True),
-        "between": Key(_Between(), "On the wire: [devices, broker].", is_needed=True),
+        "between": Key(_DevicesAndBroker(NAME), "[devices, broker].", is_needed=True),
     }
-    for word, (_, form, is_needed) in parameters.items():
-        keys[word] = Key(form, meaning, None, is_needed=is_needed)
-    return Record(keys, lambda values: {**values, "between": True})
+    for parameter in parameters:
+        _, form, text, is_needed = _WIRE_WORDS[parameter]
+        keys[parameter] = Key(form, text, None, is_needed=is_needed or parameter == name)
+    return Record(keys)
 
 
-# Each layer's actions: a scenario names one, and the record says what goes with it; with `between` it is on the wire.
-_WIRE_RECORDS: Final = {name: _wire_record(name) for name in WIRE_ACTIONS}
+_WIRE_RECORDS: Final = {name: _wire_record(name, *told) for name, told in _WIRE_ACTIONS.items()}
+# Each layer's actions: a scenario names one, and the record says what goes with it. Those on the wire say between whom.
 FAULT_FORM: Final = AnyOf(
     "between",
     ByWord("action", _WIRE_RECORDS, "What goes wrong on the wire."),
@@ -264,7 +265,7 @@ FAULT_FORM: Final = AnyOf(
         {
             **{name: _fault_record(name, action) for name, action in TROUBLES.items()},
             **{name: _platform_record(name, meaning) for name, meaning in PLATFORM_ACTIONS.items()},
-            **{name: record for name, record in _WIRE_RECORDS.items() if name not in TROUBLES},
+            "reset_peer": _WIRE_RECORDS["reset_peer"],
         },
         "What goes wrong.",
     ),
@@ -275,15 +276,15 @@ def fault_of(
     values: Mapping[str, Any], groups: Mapping[str, Group], path: Path, notes: Notes
 ) -> AnyFault | None:
     """Return the fault that its record's values describe; None, with the mistake noted, where it makes no sense."""
+    if "between" in values:
+        _, parameters = _WIRE_ACTIONS[values["action"]]
+        given = {_WIRE_WORDS[each][0]: values[each] for each in parameters if values[each] is not None}
+        return WireFault(
+            values["name"], values["action"], int(values["at"]), float(values["duration"]), **given
+        )
     if values["action"] in PLATFORM_ACTIONS:
         return _platform_fault(values, path, notes)
-    return _wire_fault(values) if "between" in values else _simulated_fault(values, groups, path, notes)
-
-
-def _wire_fault(values: Mapping[str, Any]) -> WireFault:
-    _, parameters = WIRE_ACTIONS[values["action"]]
-    given = {name: values[word] for word, (name, _, _) in parameters.items() if values[word] is not None}
-    return WireFault(values["name"], values["action"], values["at"], values["duration"], **given)
+    return _simulated_fault(values, groups, path, notes)
 
 
 def _platform_fault(values: Mapping[str, Any], path: Path, notes: Notes) -> PlatformFault | None:

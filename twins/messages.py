@@ -40,6 +40,13 @@ class Operation(IntEnum):
     UNPIN = 15
     PIN_STATE = 16
     PIN_REPORT = 17
+    # Of devices: `name` is what stands behind `jobs/` in the topic, or the execution's id.
+    JOB_READ = 18
+    JOB_CHANGE = 19
+    COMMAND_ANSWER = 20
+    # Of the platform; see `assignments`.
+    ASSIGN = 21
+    ASSIGNED = 22
 
 
 SHADOW_OPERATION: Final = {
@@ -56,6 +63,8 @@ READ_ONLY: Final = frozenset(
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
         Operation.PIN_STATE,
+        Operation.JOB_READ,
+        Operation.ASSIGNED,
     }
 )
 
