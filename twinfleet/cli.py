@@ -27,6 +27,7 @@ from twinfleet import (
     commands_provisioning,
     commands_query,
     commands_run,
+    commands_scenario,
     commands_twin,
 )
 from twinfleet.errors import CommandError
@@ -72,9 +73,14 @@ app.command(
         "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
     ),
 )(commands_query.query)
-app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
-    commands_run.run
-)
+app.add_typer(commands_scenario.app, name="scenario")
+app.command(
+    "run",
+    epilog=example(
+        "twinfleet run scenarios/library/smoke/first-light.yaml --seed 7",
+        "twinfleet run first-light --fleet local --set groups[0].count=1000",
+    ),
+)(commands_run.run)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -62,6 +62,7 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 WITHOUT_PLATFORM = (
     ["audit", "check"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
+    *(["scenario", name] for name in ("list", "plan", "schema", "validate")),
 )
 
 
@@ -100,6 +101,7 @@ def test_the_issues_commands_are_there() -> None:
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
+        *(("scenario", name) for name in ("list", "plan", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
