@@ -19,7 +19,7 @@ from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
-from scenarios.errors import Aborted, DeviceFailed, Interrupted, NameTaken
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
 from scenarios.fault_windows import fault_record
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
@@ -48,6 +48,7 @@ from scenarios.spec import (
 )
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
+from scenarios.wire_fleet import WireFleet
 from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
@@ -132,7 +133,7 @@ class _Conductor:
             with contextlib.suppress(WorldError):
                 self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
-        except (WorldError, ModelError, DeviceFailed) as error:
+        except (WorldError, ModelError, DeviceFailed, LoadFailed) as error:
             # ModelError: somebody else deleted a group of ours.
             return "INCONCLUSIVE", f"the system under test broke, so it was not judged: {error}"
         return verdict_of(self._outcomes(), has_run=bool(scenario.groups or scenario.devices))
@@ -177,13 +178,24 @@ class _Conductor:
             if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
                 raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_settled(await self._fleet.settle())
+            self._take_wire_news()
+            self._observer.note_wire()
         self._observer.count(is_counting=False)
+
+    def _take_wire_news(self) -> None:
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_wire(self._fleet.take_news())
 
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
             was_broken = bool(self._trouble.active)
+            if isinstance(self._fleet, WireFleet):
+                self._fleet.intend(self._intended_s(self._tick))
             summaries = await self._fleet.tick(orders)
+            self._take_wire_news()
             lag_ms = None
             if (intended_s := self._intended_s(end)) is not None:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
@@ -332,7 +344,7 @@ class _Conductor:
             await self._devices.stop(keep=self._options.keep_fleet)
             for name in [] if self._options.keep_fleet else self._groups:
                 await self._fleet.delete_group(name)
-        except (WorldError, DeviceFailed) as error:
+        except (WorldError, DeviceFailed, LoadFailed) as error:
             self._observer.note(f"cleaning up: {error}")
 
     def _show(self, *, hold: str = "") -> None:

@@ -6,6 +6,7 @@ ScenariosError
 ├── FaultImpossible     a fault, or a check, needs what the run does not have                (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
 ├── Aborted             a rule of the scenario's abort_on ended the run                     (exit code 4)
+├── LoadFailed          a load process has ended, or could not do what it was told          (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
 """
 
@@ -80,6 +81,10 @@ class DeviceFailed(ScenariosError):
 
 class Aborted(ScenariosError):
     """A rule of the scenario's `abort_on` ended the run; the text says which, and when."""
+
+
+class LoadFailed(ScenariosError):
+    """A load process has ended, or could not do what it was told."""
 
 
 class Interrupted(ScenariosError):

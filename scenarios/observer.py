@@ -14,6 +14,7 @@ import numpy as np
 from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
+from scenarios.load_orders import LoadNews
 from scenarios.metrics import Measurements, histogram_statistic, labelled
 from scenarios.result import DevicePoint, FaultRecord, Note, WindowSample
 from scenarios.spec import Scenario
@@ -46,6 +47,20 @@ _REPORT_COUNTS: Final = (
     "reports_in_flight",
     "reports_buffered",
 )
+# What load processes tell, by the metric's name: counts, and histograms of durations.
+_WIRE_COUNTS: Final[Mapping[str, str]] = {
+    "connect_errors": "connect_errors",
+    "connections_lost": "lost_connections",
+    "messages_sent": "sent",
+    "messages_resent": "resent",
+    "messages_lost": "lost",
+    "deltas_received": "deltas",
+}
+_WIRE_TIMES: Final[Mapping[str, str]] = {
+    "ingest_latency": "ingest",
+    "connect_latency": "connecting",
+    "send_lag": "late",
+}
 _COUNTER_OF: Final[Mapping[str, str]] = {
     "accepted": "device_reports",
     "obeyed": "device_reports",
@@ -85,6 +100,7 @@ class Observer:
             device.thing_name: [field.name for field in model_named(device.model).fields if field.is_settable]
             for device in scenario.devices
         }
+        self._wire_errors: dict[str, int] = {}
         self._asked: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     @property
@@ -199,6 +215,31 @@ class Observer:
         measurements.add("audit_accepted", accepted)
         measurements.add("audit_unknown", unknown)
         measurements.is_counting = is_counting
+
+    def on_settled(self, summaries: Mapping[str, TickSummary]) -> None:
+        """Take in what became of reports that were still under way when the last tick was over."""
+        for group, summary in summaries.items():
+            self.invariants.on_settled(group, summary)
+            self.measurements.add("reports", summary.reports_arrived)
+            self.measurements.add("reports_lost", summary.reports_lost)
+            self.measurements.add("reports_refused", summary.reports_refused)
+            self.report_count += summary.reports_arrived
+
+    def on_wire(self, news: LoadNews) -> None:
+        """Take in what happened on the wire."""
+        for metric, name in _WIRE_COUNTS.items():
+            self.measurements.add(metric, getattr(news, name))
+        for metric, name in _WIRE_TIMES.items():
+            self.measurements.merge(metric, getattr(news, name))
+        for reason, count in news.errors.items():
+            if reason not in self._wire_errors:
+                self.note(f"wire: {count} connections ended or failed: {reason}")
+            self._wire_errors[reason] = self._wire_errors.get(reason, 0) + count
+
+    def note_wire(self) -> None:
+        """Note how often each reason was met for which a connection on the wire ended or failed."""
+        for reason, count in self._wire_errors.items():
+            self.note(f"wire: {count} connections ended or failed in all: {reason}")
 
     def on_asked(self, thing_name: str, state: Mapping[str, Any]) -> None:
         """Note that a desired change of a real device is about to be asked for."""
