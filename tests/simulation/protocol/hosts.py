@@ -309,8 +309,15 @@ class Cluster:
             )
 
     async def move_shards(self) -> None:
-        """Bring shards to where they are wanted, and open again those that a host has lost, for ever."""
+        """Bring shards to where they are wanted, and open again those that a host has lost, for ever.
+
+        A round that would only hear that all is well is left out: half of all that happens would be such rounds.
+        """
         while True:
+            if self._is_all_well():
+                self.round_count += 1
+                await asyncio.sleep(1.0)
+                continue
             before = self.placements.placement.homes
             self.chance.count(
                 "shard lost under its lease", sum(host.has_lost for host in self.hosts.values())
@@ -321,9 +328,21 @@ class Cluster:
             self.round_count += 1
             await asyncio.sleep(1.0)
 
-    def reader(self, shard: int) -> Host:
-        """Return a host that has opened the shards of one that serves a shard just now."""
-        host = Host(self, self.placements.placement.homes[shard], 0, is_predecessor_gone=True)
+    def _is_all_well(self) -> bool:
+        """Tell whether every host that the mover would ask is open, and has its shards, wanted nowhere else."""
+        placement = self.placements.placement
+        if placement.pending():
+            return False
+        hosts = self._routes["mover"]
+        return all(
+            not hosts[name].process.is_dead
+            and set(hosts[name].status().shards) >= set(placement.shards_of(name))
+            for name in placement.nodes
+        )
+
+    def reader(self, name: str) -> Host:
+        """Return a host that has opened the shards of another one, which is served no more by that."""
+        host = Host(self, name, 0, is_predecessor_gone=True)
         host.open_all()
         return host
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,12 +22,20 @@ from scenarios.history import Answered, Event, Fault, Outcome
 from tests.simulation.protocol.broker import Broker, SimulatedConnection
 from tests.simulation.protocol.chance import Chance
 from tests.simulation.protocol.clients import Clients
-from tests.simulation.protocol.hosts import Cluster, LoopClock, SimulatedHomes
+from tests.simulation.protocol.hosts import Cluster, Host, LoopClock, SimulatedHomes
 from tests.simulation.protocol.scheduler import Process, VirtualLoop
 from tests.simulation.protocol.store import Store
 from twins.sharding import shard_of
 
 THINGS: Final = ("lamp", "door")
+# How often each thing's clients do what they do, in one history or another.
+_DEEDS: Final = {
+    "measure": (0, 3, 8),
+    "get": (0, 1, 5),
+    "look": (0, 1, 6),
+    "wish": (0, 1, 5),
+    "report": (1, 3, 6),
+}
 # Reports at a time; one more than ten in flight is refused.
 _BURSTS: Final = (1, 1, 1, 1, 1, 1, 2, 2, 4, 12)
 # Faults happen for so long.
@@ -134,14 +142,9 @@ class World:
         random = chance.random
         clients = self.clients
         for thing in self.things:
-            for do, counts in (
-                (clients.measure, (0, 3, 8)),
-                (clients.get, (0, 1, 5)),
-                (clients.look, (0, 1, 6)),
-                (clients.wish, (0, 1, 5)),
-                (clients.report, (1, 3, 6)),
-            ):
-                bursts = _BURSTS if do == clients.report else (1,)
+            for name, counts in _DEEDS.items():
+                do = getattr(clients, name)
+                bursts = _BURSTS if name == "report" else (1,)
                 for _ in range(random.choice(counts)):
                     delay_s = chance.between(0.0, self.trouble_s)
                     for burst in range(random.choice(bursts)):
@@ -331,14 +334,15 @@ class World:
         return Contradiction("acknowledged too early", text, tuple(self.clients.history))
 
     def _say_last_words(self) -> int:
-        """Let every client do one thing more, and return where in the history that begins."""
+        """Let every operator wish once more, and return where in the history that begins.
+
+        Its answer goes straight back, what it brings about goes over the bridge, and what the device then reports goes
+        all the way there and back.
+        """
         first = len(self.clients.history)
         for thing in self.things:
             self.clients.wish(thing)
-            self.loop.deliver(self.clients.process, 0.5, self.clients.report, thing)
-            # What it reads it applies and reports.
-            self.loop.deliver(self.clients.process, 2.0, self.clients.get, thing)
-        self.run_for(3.0)
+        self.run_for(0.25)
         return first
 
     def _unanswered(self, first: int) -> Contradiction | None:
@@ -359,13 +363,17 @@ class World:
         return None
 
     def _read_all(self) -> None:
-        for is_recovered in (False, True):
-            for thing in self.things:
-                shard = shard_of(thing, self.cluster.shard_count)
-                reader = self.cluster.reader(shard) if is_recovered else self.cluster.host_of(shard)
-                document = reader.shadow(thing)
-                self.clients.settle(thing, document["version"], document["state"])
+        cluster = self.cluster
+        hosts = {thing: cluster.host_of(shard_of(thing, cluster.shard_count)) for thing in self.things}
+        self._settle(hosts)
+        readers = {name: cluster.reader(name) for name in {host.name: None for host in hosts.values()}}
+        self._settle({thing: readers[host.name] for thing, host in hosts.items()})
         self._count_bridge()
+
+    def _settle(self, hosts: Mapping[str, Host]) -> None:
+        for thing, host in hosts.items():
+            document = host.shadow(thing)
+            self.clients.settle(thing, document["version"], document["state"])
 
 
 def run_history(seed: int) -> Result:
