@@ -355,6 +355,7 @@ class Cluster:
             self.hosts[host.name] = follower
             for routes in self._routes.values():
                 delay_s = self.chance.between(0.0, 8.0) if self.chance.happens("slow route") else 0.0
+                self.loop.expect_effect(self.loop.time() + delay_s)
                 self.loop.deliver(self.loop.root, delay_s, self._route, routes, follower)
 
     def _route(self, routes: dict[str, Host], host: Host) -> None:
@@ -379,6 +380,7 @@ class Cluster:
         return answer
 
     def _send(self, host: Host, delay_s: float, call: Call) -> None:
+        self.loop.expect_effect(self.loop.time() + delay_s)
         self.loop.deliver(self.loop.root, delay_s, self._arrive, host, call)
 
     def _arrive(self, host: Host, call: Call) -> None:
