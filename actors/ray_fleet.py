@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ _CALL_LENGTH_MAX: Final = 500
 
 # Two turns: what has filled an actor's queue is being served meanwhile.
 _TICK_AGAIN_S: Final = 0.02
+# One that has died is back within seconds.
+_DEAD_AGAIN_S: Final = 0.2
 
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 _decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
@@ -177,6 +180,9 @@ class RayFleet:
 
     def __init__(self, homes: Homes) -> None:
         self._homes = homes
+        # How long `tick` asks actors again that do not answer: none of it where the caller does so himself. What an
+        # actor had run before it died is not run again, and missing in the summary.
+        self.tick_patience_s = 0.0
 
     @property
     def placement(self) -> Placement:
@@ -312,8 +318,9 @@ class RayFleet:
         encoded = encode(list(orders))
         totals = [TickSummary()] * len(orders)
         left: list[Work] = [(shard, 0) for shard in range(self.shard_count)] if orders else []
-        await self._homes.refresh()
+        await self._refresh_in_time()
         patience = Patience(self._homes)
+        deadline_s = time.monotonic() + self.tick_patience_s
         while left:
             by_home: dict[str, list[Work]] = {}
             for work in left:
@@ -325,19 +332,41 @@ class RayFleet:
                     raise result
                 left += result[0]
                 refusal = result[1] or refusal
-            if refusal is not None:
+            if refusal is None:
+                deadline_s = time.monotonic() + self.tick_patience_s
+                continue
+            try:
                 await patience.again_after(refusal)
+            except WorldError:
+                if time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+                await self._refresh_in_time()
         summaries: dict[str, TickSummary] = {}
         for order, total in zip(orders, totals, strict=True):
             known = summaries.get(order.group)
             summaries[order.group] = total if known is None else known.then(total)
         return summaries
 
+    async def _refresh_in_time(self) -> None:
+        """Learn where shards are served; a store that does not answer is asked again within `tick_patience_s`."""
+        deadline_s = time.monotonic() + self.tick_patience_s
+        while True:
+            try:
+                await self._homes.refresh()
+            except StoreError as error:
+                if not error.retryable or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+            else:
+                return
+
     async def _tick_lane(
         self, home: str, left: list[Work], encoded: bytes, totals: list[TickSummary]
     ) -> tuple[list[Work], ShardNotHere | None]:
         """Have an actor do its turns, adding up what comes of them; return what it refused, and why."""
         patience = Patience(self._homes)
+        deadline_s = time.monotonic() + self.tick_patience_s
         while left:
             try:
                 answer = await self._homes.call(
@@ -351,7 +380,13 @@ class RayFleet:
                     raise
                 await asyncio.sleep(_TICK_AGAIN_S)
                 continue
+            except WorldError as error:
+                if not error.retryable or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+                continue
             patience = Patience(self._homes)
+            deadline_s = time.monotonic() + self.tick_patience_s
             turn = _decode_turn(answer)
             for position, summary in enumerate(turn.summaries):
                 totals[position] += summary

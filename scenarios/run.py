@@ -17,13 +17,17 @@ from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.interruption import interruptible
+from scenarios.platform_trouble import PlatformTrouble
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
 from scenarios.spec import Scenario
+from scenarios.wire_trouble import wire_for
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
+# A shard that a scenario has killed, or that somebody else has, is back long before; a run is worth waiting for it.
+_TICK_PATIENCE_S: Final = 120.0
 
 
 async def run_scenario(
@@ -92,18 +96,21 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
 
     async def main() -> RunResult:
         fleet = await connect(endpoints)
+        fleet.tick_patience_s = _TICK_PATIENCE_S
         try:
             with interruptible() as interrupt:
-                described = dataclasses.replace(
-                    options,
-                    fleet="ray",
-                    command=_command(scenario, "--data-dir", str(data_dir)),
-                    interrupt=interrupt,
-                )
-                devices = PlatformDevices(endpoints)
-                return await run_scenario(
-                    scenario, fleet, devices, reports_dir=reports_dir, options=described
-                )
+                async with wire_for(scenario, endpoints) as (through, relay):
+                    described = dataclasses.replace(
+                        options,
+                        fleet="ray",
+                        command=_command(scenario, "--data-dir", str(data_dir)),
+                        interrupt=interrupt,
+                        trouble=PlatformTrouble(through, data_dir, relay),
+                    )
+                    devices = PlatformDevices(through)
+                    return await run_scenario(
+                        scenario, fleet, devices, reports_dir=reports_dir, options=described
+                    )
         finally:
             await fleet.close()
 

@@ -1,4 +1,4 @@
-"""What holds for all tests: unit/ and property/ reach no network and start no Ray; platforms run one at a time."""
+"""What holds for all tests: unit and property tests reach no network; real parts of a kind share a worker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _OFFLINE = tuple(Path(__file__).parent / name for name in ("unit", "property"))
 # As node ids begin.
 _WITH_THEIR_OWN = ("tests/contract/", "tests/chaos/")
 _REAL_PARTS = ("tests/integration/", *_WITH_THEIR_OWN)
-# What a test file says that needs a whole platform, or Ray; the session's platform is then started only once.
-_WHOLE_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b")
+# What a test file says that starts a whole platform of its own, and what one that uses any, or Ray.
+_OWN_PLATFORM = re.compile(r"\bplatform_on\(|\bRunningPlatform\.start\(")
+_ANY_PLATFORM = re.compile(r"\brunning_platform\b|\battack_scene\b|\bray\b")
 
 # The same examples on every machine and in every run: a failure is repeated by running the test again.
 hypothesis.settings.register_profile(
@@ -58,13 +59,16 @@ class _RealPartsTogether(LoadScopeScheduling):  # type: ignore[misc]  # xdist sh
         # Those of the contract share a Ray, those of chaos a platform of their own.
         if nodeid.startswith(_WITH_THEIR_OWN):
             return "contract and chaos"
-        return "whole platforms" if _needs_platform(nodeid.partition("::")[0]) else "real parts"
+        return _group_of(nodeid.partition("::")[0])
 
 
 @cache
-def _needs_platform(file: str) -> bool:
+def _group_of(file: str) -> str:
+    """Return the group of an integration test; a platform mostly waits, so that two may run side by side."""
     text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
-    return _WHOLE_PLATFORM.search(text) is not None
+    if _OWN_PLATFORM.search(text):
+        return "platforms of their own"
+    return "the shared platform" if _ANY_PLATFORM.search(text) else "real parts"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -55,7 +55,7 @@ def run(
     from rich.console import Console  # noqa: PLC0415
 
     from scenarios.engine import RunOptions  # noqa: PLC0415
-    from scenarios.errors import NameTaken, ScenarioInvalid  # noqa: PLC0415
+    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
     from scenarios.progress import progress_for  # noqa: PLC0415
     from scenarios.reading import load_scenario, reseeded  # noqa: PLC0415
     from scenarios.run import DEFAULT_SHARD_COUNT, run_locally, run_on_platform  # noqa: PLC0415
@@ -71,7 +71,7 @@ def run(
         else:
             shard_count = shards or DEFAULT_SHARD_COUNT
             result = run_locally(scenario, shard_count, reports_dir=reports_dir, options=options)
-    except (ScenarioInvalid, NameTaken) as error:
+    except (ScenarioInvalid, NameTaken, FaultImpossible) as error:
         raise UsageFault(str(error)) from None
     except WorldError as error:
         raise PlatformUnreachable(str(error)) from None
@@ -89,5 +89,10 @@ def _print_result(result: RunResult, reports_dir: Path) -> None:
     for step in result.steps:
         if step.outcome != "PASS":
             print_line(f"{step.outcome}: {step.name}: {step.detail}")
+    for fault in result.faults:
+        if fault.outcome == "FAIL":
+            print_line(
+                f"FAIL: {fault.name}: what {fault.action} of {fault.target} broke was not served again"
+            )
     print_line(f"verdict: {result.verdict} ({result.reason})")
     print_line(f"report: {reports_dir / result.run_id / 'report.html'}")
