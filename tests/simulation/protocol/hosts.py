@@ -166,7 +166,8 @@ class Host(ShardHost):
         """Tell whether a shard is open here and may be served."""
         keeper = self._keeper
         return (
-            keeper is not None
+            not self.process.is_dead
+            and keeper is not None
             and shard in keeper.held()
             and shard not in keeper.lost
             and keeper.wait_s() <= 0
@@ -347,7 +348,9 @@ class Cluster:
         return host
 
     def _replace_later(self, host: Host) -> None:
-        self.loop.deliver(self.loop.root, self.chance.between(*_RESTART_S), self._replace, host)
+        delay_s = self.chance.between(*_RESTART_S)
+        self.loop.expect_effect(self.loop.time() + delay_s)
+        self.loop.deliver(self.loop.root, delay_s, self._replace, host)
 
     def _replace(self, host: Host) -> None:
         if self.hosts[host.name] is host:

@@ -194,7 +194,9 @@ class World:
         # Two hosts live now, and each may be asked: by somebody who knows of the new one, or does not yet.
         thing = self.chance.random.choice(self.things)
         for do in (self.clients.wish, self.clients.report, self.clients.look, self.clients.get):
-            self.loop.deliver(self.clients.process, self.chance.between(2.0, 7.0), do, thing)
+            delay_s = self.chance.between(2.0, 7.0)
+            self.loop.expect_effect(self.loop.time() + delay_s)
+            self.loop.deliver(self.clients.process, delay_s, do, thing)
 
     def kill_bridge(self) -> None:
         """Kill the bridge; another follows."""
