@@ -36,7 +36,7 @@ _ACCIDENTS_MAX: Final = 5
 PINNED_ROLE: Final = "pinned_twin"
 _LOG: Final = logging.getLogger(__name__)
 # So that it is found in the log.
-_MISTAKE: Final = "a mistake in this program"
+MISTAKE: Final = "a mistake in this program"
 
 
 class PartStatus(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ def mistakes_survived(what: str) -> Iterator[None]:
     except (WorldError, PlacementError):
         raise
     except Exception:  # noqa: BLE001 - see the module's text
-        _LOG.exception("%s: %s", what, _MISTAKE)
+        _LOG.exception("%s: %s", what, MISTAKE)
 
 
 class _Watched:
@@ -194,7 +194,7 @@ class Supervisor:
         try:
             return await watched.part.trouble()
         except Exception as error:  # noqa: BLE001 - see the module's text
-            _LOG.exception("%s: %s", watched.name, _MISTAKE)
+            _LOG.exception("%s: %s", watched.name, MISTAKE)
             return f"it can't be asked: {error!r}"
 
     async def _bring_back(self, watched: _Watched, trouble: str) -> None:
@@ -213,7 +213,7 @@ class Supervisor:
             except WorldError as error:
                 problem = str(error)
             except Exception as error:  # noqa: BLE001 - see the module's text
-                _LOG.exception("%s: %s", name, _MISTAKE)
+                _LOG.exception("%s: %s", name, MISTAKE)
                 problem = repr(error)
             else:
                 break

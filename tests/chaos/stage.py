@@ -19,7 +19,8 @@ import psutil
 from actors.placement import Change, Placement, PlacementStore
 from actors.platform_processes import SMALL_DISK_BYTES_MAX, is_small_disk, processes_of
 from actors.processes import free_port
-from actors.settings import UrlEndpoint
+from actors.settings import DataDirectory, UrlEndpoint
+from actors.supervisor import MISTAKE
 from tests.chaos.network import HEAD_ADDRESS, NODE_ADDRESS, Network, own_network
 from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
@@ -87,6 +88,11 @@ class Stage:
 
     def _ask_readyz(self) -> httpx.Response:
         return httpx.get(f"{self.platform.endpoints.api.url}/readyz", timeout=5.0, trust_env=False)
+
+    def mistake_count(self) -> int:
+        """Return how often the platform has survived a mistake of its own: there should be none."""
+        log = DataDirectory(self.data_dir).logs / "supervisor.log"
+        return log.read_text(errors="replace").count(MISTAKE)
 
     @property
     def has_small_disk(self) -> bool:
