@@ -26,6 +26,8 @@ from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
 
 SEAMS: Final = Path(__file__).with_name("seams")
+# What can be planted; `seams/sitecustomize.py` says how.
+BUGS: Final = ("ack before journal", "no fencing", "lost tail")
 # The parts of a platform as trials call them, and the components that they are.
 PARTS: Final[Mapping[str, str]] = {
     "shard actor": "shard",
@@ -129,6 +131,16 @@ class Stage:
         found = self.processes(part)
         assert found, f"no {part} runs"
         return draws.choice(found)
+
+    @contextlib.contextmanager
+    def planted(self, bug: str) -> Iterator[None]:
+        """Let every process of the platform, and of further nodes, have a bug while the context is open; '' is none."""
+        seam = self.seams / "bug"
+        seam.write_text(bug)
+        try:
+            yield
+        finally:
+            seam.unlink()
 
     def placement(self) -> Placement:
         """Return where the shards are served; StoreError while the store does not answer."""
