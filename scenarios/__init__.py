@@ -2,8 +2,9 @@
 
 Reading order (a module imports only modules that stand before it in this list):
 `errors` · `history` · `audit_progress` · `audit_rules` · `source` · `model_files` · `metrics` ·
-`spec` · `workloads` · `troubles` · `reading` · `result` · `fault_windows` · `checks` · `trouble` · `relay` ·
-`brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` · `report` ·
+`spec` · `workloads` · `troubles` · `reading` · `result` · `fault_windows` · `cohorts` · `checks` · `trouble` ·
+`relay` · `brain` · `device_link` · `wire` · `devices` · `observer` · `steps` · `progress` · `engine` · `plots` ·
+`report_plots` · `report` · `comparison` ·
 `interruption` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor` ·
 `wire_trouble` · `platform_trouble` · `run`
 

@@ -18,13 +18,14 @@ from typing import Final
 from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
+from scenarios.cohorts import survey
 from scenarios.devices import DeviceHost
 from scenarios.errors import DeviceFailed, Interrupted, NameTaken
-from scenarios.fault_windows import fault_record
+from scenarios.fault_windows import fault_records
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
 from scenarios.result import (
-    DeviceRecord,
+    CohortRecord,
     FaultRecord,
     Hold,
     Judgement,
@@ -32,6 +33,7 @@ from scenarios.result import (
     RunResult,
     StepRecord,
     Verdict,
+    WorstDevice,
     judged_recoveries,
 )
 from scenarios.spec import (
@@ -101,6 +103,8 @@ class _Conductor:
         self._trouble = options.trouble
         self._faults: list[FaultRecord] = []
         self._audit: Judgement | None = None
+        self._cohorts: tuple[CohortRecord, ...] = ()
+        self._worst: tuple[WorstDevice, ...] = ()
 
     async def run(self) -> RunResult:
         """Set up, run, judge and clean up."""
@@ -122,6 +126,9 @@ class _Conductor:
             # Of the run as ordered, whatever the assertions wait for afterwards.
             self._digest = await self._fleet.digest()
             await self._end_trouble()
+            self._cohorts, self._worst, why_not = await survey(scenario, self._fleet, self._tick * TICK_S)
+            if why_not:
+                self._observer.note(why_not)
             self._stage = "judging"
             await self._judge_assertions()
         except Interrupted as interruption:
@@ -230,12 +237,12 @@ class _Conductor:
 
         scenario, observer = self._scenario, self._observer
         report = await self._trouble.end(rest)
-        device_count = sum(group.count for group in scenario.groups)
-        simulated = [
-            fault_record(each, observer.windows, end_s=self._tick * TICK_S, device_count=device_count)
-            for each in scenario.faults
-            if isinstance(each, FaultSpec)
-        ]
+        simulated = fault_records(
+            [each for each in scenario.faults if isinstance(each, FaultSpec)],
+            observer.windows,
+            end_s=self._tick * TICK_S,
+            device_count=sum(group.count for group in scenario.groups),
+        )
         self._audit = report.audit
         self._faults = sorted([*simulated, *report.faults], key=lambda each: each.virtual_begin_s)
         for each in self._faults:
@@ -389,7 +396,7 @@ class _Conductor:
             description=scenario.description,
             labels=scenario.labels,
             devices=tuple(
-                DeviceRecord(device.thing_name, device.model, self._devices.transport)
+                observer.device_record(device.thing_name, device.model, self._devices.transport)
                 for device in scenario.devices
             ),
             metrics=observer.measurements.statistics(),
@@ -399,7 +406,10 @@ class _Conductor:
             steps=tuple(self._steps),
             holds=tuple(self._holds),
             faults=tuple(self._faults),
-            windows=tuple(observer.windows),
+            cohorts=self._cohorts,
+            worst_devices=self._worst,
+            latencies=observer.latencies(),
+            windows=observer.sampled_windows(),
             device_points=tuple(observer.device_points),
             notes=tuple(observer.notes),
         )

@@ -4,6 +4,7 @@ ScenariosError
 ├── ScenarioInvalid     a scenario or model file has mistakes: all, each with its place     (exit code 2)
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
 ├── FaultImpossible     a fault, or a check, needs what the run does not have                (exit code 2)
+├── SummaryUnreadable   a summary of a run is not there, is none, or is of another version       (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -66,6 +68,15 @@ class FaultImpossible(ScenariosError):
 
     Nothing was broken then.
     """
+
+
+class SummaryUnreadable(ScenariosError):
+    """A summary of a run is not there, is none, or is of a version that this program does not read."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file}: {problem}")
+        self.file = file
+        self.problem = problem
 
 
 class DeviceFailed(ScenariosError):
