@@ -62,7 +62,7 @@ def _fleet_plots(result: RunResult) -> Iterator[Plot]:
         Line("95 of 100", series(max, [each.latency_ms_p95 for each in windows]), colour="line-3"),
         Line("99 of 100", series(max, [each.latency_ms_p99 for each in windows]), colour="line-2"),
     )
-    yield plot("Latency of simulated reports, or less", "ms", [line for line in percentiles if line.points])
+    yield plot("Latency of simulated reports", "ms", [line for line in percentiles if line.points])
     lags = series(max, [each.lag_ms for each in windows])
     yield plot("Ticks behind their intended time", "ms", [Line("lag", lags)])
 
@@ -77,7 +77,7 @@ def _answer_plots(result: RunResult) -> Iterator[Plot]:
     ]
     bands = [*_hold_bands(result), *fault_bands(result.faults, is_wall=True)]
     yield Plot(
-        "Answers to real devices took, or less",
+        "Latency of answers to real devices",
         f"{_WALL}, from the intended time of a report to its answer",
         "ms",
         [line for line in lines if line.points],

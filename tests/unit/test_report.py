@@ -319,10 +319,8 @@ def test_faults_are_numbered_shaded_and_told_with_what_they_did() -> None:
     page, text = page_of(FAULTED)
     assert page.open == []
     assert page.addresses == []
-    assert (
-        text.index("What was not met") < text.index("recovered from killed") < text.index("<h2>Faults</h2>")
-    )
-    assert text.index("<h2>Faults</h2>") < text.index("How it went")
+    assert text.index("What was not met") < text.index("recovered from killed") < text.index("How it went")
+    assert text.index("How it went") < text.index("<h2>Faults</h2>")
     load = next(plot for plot in plots_of(FAULTED) if plot.title.startswith("Load"))
     assert [(band.kind, band.start, band.end, band.mark) for band in load.bands] == [
         ("recovering", 160, 168, ""),
