@@ -20,7 +20,7 @@ from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.cohorts import survey
 from scenarios.devices import DeviceHost
-from scenarios.errors import DeviceFailed, Interrupted, NameTaken
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
 from scenarios.fault_windows import fault_records
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
@@ -50,6 +50,7 @@ from scenarios.spec import (
 )
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
+from scenarios.wire_fleet import WireFleet
 from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
@@ -131,12 +132,15 @@ class _Conductor:
                 self._observer.note(why_not)
             self._stage = "judging"
             await self._judge_assertions()
+        except Aborted as end:
+            self._digest = await self._fleet.digest()
+            return "ABORTED", str(end)
         except Interrupted as interruption:
             # Whoever stops a run may have stopped its fleet too.
             with contextlib.suppress(WorldError):
                 self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
-        except (WorldError, ModelError, DeviceFailed) as error:
+        except (WorldError, ModelError, DeviceFailed, LoadFailed) as error:
             # ModelError: somebody else deleted a group of ours.
             return "INCONCLUSIVE", f"the system under test broke, so it was not judged: {error}"
         return verdict_of(self._outcomes(), has_run=bool(scenario.groups or scenario.devices))
@@ -176,22 +180,36 @@ class _Conductor:
             for step in scenario.steps:
                 if step.at_s == self._tick:
                     await self._take(step)
-            await self._run_window(window_end(scenario, self._tick))
+            begin = self._tick
+            await self._run_window(window_end(scenario, begin))
+            if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
+                raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_settled(await self._fleet.settle())
+            self._take_wire_news()
+            self._observer.note_wire()
         self._observer.count(is_counting=False)
+
+    def _take_wire_news(self) -> None:
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_wire(self._fleet.take_news())
 
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
             was_broken = bool(self._trouble.active)
+            if isinstance(self._fleet, WireFleet):
+                self._fleet.intend(self._intended_s(self._tick))
             summaries = await self._fleet.tick(orders)
+            self._take_wire_news()
             lag_ms = None
             if (intended_s := self._intended_s(end)) is not None:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
             is_broken = was_broken or bool(self._trouble.active)
             self._observer.on_window(orders, summaries, lag_ms=lag_ms, is_broken=is_broken)
-        self._observer.on_time(end * TICK_S)
         self._tick = end
+        self._observer.on_time(end * TICK_S)
         await self._devices.play(end * TICK_S)
         self._show()
         # With `asap` and a fleet in this process nothing above need ever have waited.
@@ -333,7 +351,7 @@ class _Conductor:
             await self._devices.stop(keep=self._options.keep_fleet)
             for name in [] if self._options.keep_fleet else self._groups:
                 await self._fleet.delete_group(name)
-        except (WorldError, DeviceFailed) as error:
+        except (WorldError, DeviceFailed, LoadFailed) as error:
             self._observer.note(f"cleaning up: {error}")
 
     def _show(self, *, hold: str = "") -> None:
