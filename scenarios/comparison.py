@@ -60,6 +60,8 @@ _STRETCHES: Final = 20
 _SLIGHT: Final = 0.01
 # Without any knowledge of noise: what three standard deviations of two counts explain.
 _DEVIATIONS: Final = 3.0
+# Reports come to grief in clusters: a device that is offline misses several in a row.
+_CLUSTER: Final = 10.0
 # What is known of a time with one sample on each side: half as long again is no noise.
 _SINGLE_FACTOR: Final = 1.5
 _SINGLE_MS: Final = 100.0
@@ -172,7 +174,8 @@ def _is_beyond_noise(name: str, statistic: str, before: _Side, after: _Side) -> 
             return _is_without_zero(_means(now - was, seed=1)), "bootstrap over stretches of the two runs"
     difference = abs(after.mean - before.mean)
     if metric.kind == "counter":
-        chance = _DEVIATIONS * math.sqrt(before.mean + after.mean + 1)
+        cluster = _CLUSTER if name.startswith("reports_") else 1.0
+        chance = _DEVIATIONS * math.sqrt(cluster * (before.mean + after.mean + 1))
         return difference > chance, f"two counts may differ by {chance:,.0f} by chance"
     if metric.kind == "trend":
         larger, smaller = max(before.mean, after.mean), min(before.mean, after.mean)

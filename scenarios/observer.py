@@ -17,6 +17,7 @@ import numpy as np
 from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
+from scenarios.load_histogram import Histogram
 from scenarios.load_orders import LoadNews
 from scenarios.metrics import Measurements, histogram_statistic, labelled
 from scenarios.result import DevicePoint, DeviceRecord, FaultRecord, LatencySample, Note, WindowSample
@@ -110,6 +111,8 @@ class Observer:
         # Of every accepted report of a real device: when it was, and how long that took.
         self._round_trips: dict[str, list[tuple[float, float]]] = {}
         self._device_counts: dict[str, Counter[str]] = {}
+        # Of simulated devices on the wire: when news came, and how long answers took, in buckets.
+        self._ingest: list[tuple[float, Mapping[int, int]]] = []
         self._wire_errors: dict[str, int] = {}
         self._asked: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
@@ -176,6 +179,7 @@ class Observer:
                 latency_ms_med=latencies.get("med"),
                 latency_ms_p95=latencies.get("p(95)"),
                 latency_ms_p99=latencies.get("p(99)"),
+                expected_count=round(sum(expected.values())),
             )
         )
 
@@ -241,6 +245,8 @@ class Observer:
             self.measurements.add(metric, getattr(news, name))
         for metric, name in _WIRE_TIMES.items():
             self.measurements.merge(metric, getattr(news, name))
+        if news.ingest:
+            self._ingest.append((self.wall_s, dict(news.ingest)))
         for reason, count in news.errors.items():
             if reason not in self._wire_errors:
                 self.note(f"wire: {count} connections ended or failed: {reason}")
@@ -292,17 +298,23 @@ class Observer:
         )
 
     def latencies(self) -> tuple[LatencySample, ...]:
-        """Return how long answers to real devices took, over the course of the run."""
+        """Return how long answers to real devices, and to those on the wire, took over the course of the run."""
         trips = sorted(trip for trips in self._round_trips.values() for trip in trips)
-        if not trips:
-            return ()
-        width_s = max(_LATENCY_WIDTH_S, trips[-1][0] / _LATENCY_SAMPLES_MAX)
+        last_s = max([at_s for at_s, _ in trips[-1:]] + [at_s for at_s, _ in self._ingest[-1:]], default=0.0)
+        width_s = max(_LATENCY_WIDTH_S, last_s / _LATENCY_SAMPLES_MAX)
         samples = []
         for position, stretch in groupby(trips, key=lambda trip: int(trip[0] / width_s)):
             times = [ms for _, ms in stretch]
             med, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+            samples.append(LatencySample((position + 1) * width_s, len(times), med, p95, p99, max(times)))
+        for position, news in groupby(self._ingest, key=lambda each: int(each[0] / width_s)):
+            histogram = Histogram()
+            for _, counts in news:
+                histogram.merge(counts)
+            med, p95, p99 = (histogram.quantile_s(share) * 1000 for share in (0.5, 0.95, 0.99))
+            most = histogram.bounds_s()[1] * 1000
             end_s = (position + 1) * width_s
-            samples.append(LatencySample(end_s, len(times), med, p95, p99, max(times)))
+            samples.append(LatencySample(end_s, histogram.count, med, p95, p99, most, "wire"))
         return tuple(samples)
 
     def sampled_windows(self) -> tuple[WindowSample, ...]:
@@ -349,6 +361,7 @@ def _together(windows: Sequence[WindowSample]) -> WindowSample:
         latency_ms_med=most(each.latency_ms_med for each in windows),
         latency_ms_p95=most(each.latency_ms_p95 for each in windows),
         latency_ms_p99=most(each.latency_ms_p99 for each in windows),
+        expected_count=last.expected_count,
     )
 
 

@@ -26,7 +26,8 @@ def plots_of(result: RunResult) -> list[Plot]:
 
 
 def _fleet_plots(result: RunResult) -> Iterator[Plot]:
-    windows, count = result.windows, float(result.simulated_count)
+    windows = result.windows
+    counts = [float(each.expected_count or result.simulated_count) for each in windows]
 
     def series(pick: _Pick, values: Sequence[float | None]) -> Points:
         points = [(float(w.virtual_s), v) for w, v in zip(windows, values, strict=True) if v is not None]
@@ -41,8 +42,9 @@ def _fleet_plots(result: RunResult) -> Iterator[Plot]:
         lost = series(fmean, [each.reports_lost_per_s for each in windows])
         lines.append(Line("lost", lost, colour="line-2"))
     yield plot("Load: reports per second of virtual time", "count", lines)
-    connected = series(min, [each.connected_ratio * count for each in windows])
-    everybody = [(time, count) for time, _ in connected]
+    connected = series(min, [w.connected_ratio * count for w, count in zip(windows, counts, strict=True)])
+    # Thinned like those who are connected, so that their points are at the same times.
+    everybody = series(max, counts)
     states = [
         Line("connected", connected, is_area=True),
         Line("offline", everybody, colour="line-2", is_area=True, base=connected),
@@ -68,21 +70,19 @@ def _fleet_plots(result: RunResult) -> Iterator[Plot]:
 
 
 def _answer_plots(result: RunResult) -> Iterator[Plot]:
-    """Give the latencies of real devices, over wall time, because they live in it."""
-    samples = result.latencies
-    lines = [
-        Line("median", thin([(each.wall_s, each.ms_med) for each in samples], max)),
-        Line("95 of 100", thin([(each.wall_s, each.ms_p95) for each in samples], max), colour="line-3"),
-        Line("99 of 100", thin([(each.wall_s, each.ms_p99) for each in samples], max), colour="line-2"),
-    ]
+    """Give the latencies of what goes over the wire, over wall time, because that is the time it lives in."""
     bands = [*_hold_bands(result), *fault_bands(result.faults, is_wall=True)]
-    yield Plot(
-        "Latency of answers to real devices",
-        f"{_WALL}, from the intended time of a report to its answer",
-        "ms",
-        [line for line in lines if line.points],
-        bands,
-    )
+    for source, who in (("devices", "real devices"), ("wire", "simulated devices on the wire")):
+        samples = [each for each in result.latencies if each.source == source]
+        lines = [
+            Line("median", thin([(each.wall_s, each.ms_med) for each in samples], max)),
+            Line("95 of 100", thin([(each.wall_s, each.ms_p95) for each in samples], max), colour="line-3"),
+            Line("99 of 100", thin([(each.wall_s, each.ms_p99) for each in samples], max), colour="line-2"),
+        ]
+        label = f"{_WALL}, from the intended time of a report to its answer"
+        yield Plot(
+            f"Latency of answers to {who}", label, "ms", [line for line in lines if line.points], bands
+        )
 
 
 def fault_bands(faults: Sequence[FaultRecord], *, is_wall: bool) -> list[Band]:

@@ -72,6 +72,8 @@ class WindowSample:
     latency_ms_med: float | None = None
     latency_ms_p95: float | None = None
     latency_ms_p99: float | None = None
+    # How many devices should have been there.
+    expected_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,10 @@ class DeviceRecord:
 
 @dataclass(frozen=True, slots=True)
 class LatencySample:
-    """How long the answers to real devices' reports took in a stretch of wall time that ended at `wall_s`."""
+    """How long the answers to reports took in a stretch of wall time that ended at `wall_s`.
+
+    `source`: those of real devices, or of simulated ones that are on the wire.
+    """
 
     wall_s: float
     count: int
@@ -159,6 +164,7 @@ class LatencySample:
     ms_p95: float
     ms_p99: float
     ms_max: float
+    source: Literal["devices", "wire"] = "devices"
 
 
 @dataclass(frozen=True, slots=True)

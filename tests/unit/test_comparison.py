@@ -65,6 +65,12 @@ def test_of_single_runs_a_count_may_differ_by_chance(before: float, after: float
     assert found(compare(*runs)).get("device_errors count") == course
 
 
+def test_reports_of_a_device_that_is_offline_are_missed_several_in_a_row() -> None:
+    runs = [[run(1, metrics={"reports_offline": {"count": count}})] for count in (1414, 1728, 2400)]
+    assert found(compare(runs[0], runs[1])) == {}
+    assert found(compare(runs[0], runs[2])) == {"reports_offline count": "worse"}
+
+
 def test_less_of_what_is_wanted_is_worse_and_of_what_nobody_knows_it_is_a_change_only() -> None:
     def runs(count: float) -> list[RunResult]:
         return [run(1, metrics={name: {"count": count} for name in ("device_reports", "device_deltas")})]
