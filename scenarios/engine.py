@@ -253,22 +253,28 @@ class _Conductor:
             )
             await self._rest(seconds)
 
-        scenario, observer = self._scenario, self._observer
+        observer = self._observer
         report = await self._trouble.end(rest)
-        simulated = fault_records(
-            [each for each in scenario.faults if isinstance(each, FaultSpec)],
-            observer.windows,
-            end_s=self._tick * TICK_S,
-            device_count=sum(group.count for group in scenario.groups),
-        )
         self._audit = report.audit
-        self._faults = sorted([*simulated, *report.faults], key=lambda each: each.virtual_begin_s)
+        self._faults = sorted(
+            [*self._simulated_faults(), *report.faults], key=lambda each: each.virtual_begin_s
+        )
         for each in self._faults:
             observer.on_fault(each)
         if report.accepted is not None and report.unknown is not None:
             observer.on_audit(report.accepted, report.unknown)
         for text in report.notes:
             observer.note(text)
+
+    def _simulated_faults(self) -> list[FaultRecord]:
+        """Return the faults of simulated devices that have begun, as far as the run has come."""
+        scenario, end_s = self._scenario, self._tick * TICK_S
+        return fault_records(
+            [each for each in scenario.faults if isinstance(each, FaultSpec) and each.at_s < end_s],
+            self._observer.windows,
+            end_s=end_s,
+            device_count=sum(group.count for group in scenario.groups),
+        )
 
     # Time
 
@@ -423,7 +429,8 @@ class _Conductor:
             assertions=tuple(self._assertions),
             steps=tuple(self._steps),
             holds=tuple(self._holds),
-            faults=tuple(self._faults),
+            # Of a run that did not come to its end, what is known: nobody waited for the platform to recover.
+            faults=tuple(self._faults or self._simulated_faults()),
             cohorts=self._cohorts,
             worst_devices=self._worst,
             latencies=observer.latencies(),
