@@ -7,7 +7,7 @@ Reading order (a module imports only modules that stand before it in this list):
 `load_orders` · `load_link` · `load_device` · `load_fleet` · `load_registrar` · `load_process` · `load_crew` ·
 `wire_fleet` · `abort` · `observer` · `steps` · `progress` · `engine` · `plots` · `report_plots` · `report` ·
 `comparison` · `interruption` · `auditor_clients` · `auditor_device` · `auditor_operator` · `auditor` ·
-`wire_trouble` · `platform_trouble` · `run`
+`wire_trouble` · `platform_blows` · `platform_trouble` · `run`
 
 `reading` turns a file into the frozen objects of `spec`; `run` is the way in: a scenario from its file to its reports.
 `auditor` drives a running platform and remembers what it was told; `audit_rules` judge that.
