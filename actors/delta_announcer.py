@@ -22,7 +22,7 @@ from actors.fleet import Fleet
 from actors.mqtt_events import EventConsumer
 from twins.assignments import Listen, encode_assignment
 from twins.messages import Listening, Operation, Request
-from twins.topics import hears_commands, hears_delta
+from twins.topics import covers, hears_commands, hears_delta
 
 # Filters of one client between two calls: as many as one SUBSCRIBE of the service's clients may hold. More are all.
 _FILTERS_MAX: Final = 8
@@ -60,7 +60,7 @@ class DeltaAnnouncer(EventConsumer):
             since_s = max(since_s, known.since_s)
             filters = list(dict.fromkeys([*known.topic_filters, *topic_filters]))
             if len(filters) > _FILTERS_MAX:
-                filters = list(_EVERYTHING)
+                filters = [each for each in _EVERYTHING if _may_concern(filters, each)]
         self._listening[client_id] = Listening(filters, since_s)
 
     async def settle(self, position: str) -> None:
@@ -74,6 +74,12 @@ class DeltaAnnouncer(EventConsumer):
             await self._fleet.ask_many(requests)
             self.asked_count += len(requests)
         self._listening = {}
+
+
+def _may_concern(topic_filters: Sequence[str], everything: str) -> bool:
+    """Tell whether some of the filters reach into what `everything` names: by the two levels that tell it apart."""
+    root = everything.split("/")[:2]
+    return any(covers("/".join([*each.split("/")[:2], "#"]), "/".join(root)) for each in topic_filters)
 
 
 def _announcements(thing_name: str, listening: Listening) -> list[Request]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 from awsiot import V2ServiceException, iotjobs
-from botocore.exceptions import ClientError
 
 from actors.gateway.arns import thing_arn
 from tests.integration.attack_scene import client_of
-from tests.integration.boto3_clients import boto3_client, refusal
+from tests.integration.boto3_clients import boto3_client
 from tests.integration.raw_mqtt import MQTT_5, MQTT_311, Connect
 from tests.integration.running_platform import DEADLINE_S, RunningPlatform, until
 from tests.integration.sdk_device import Device, over_mqtt3, over_mqtt5
@@ -35,11 +34,6 @@ def key(platform: RunningPlatform) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def iot(platform: RunningPlatform, key: dict[str, Any]) -> Any:
     return boto3_client("iot", platform.endpoints.api.url, key)
-
-
-@pytest.fixture(scope="module")
-def jobs_data(platform: RunningPlatform, key: dict[str, Any]) -> Any:
-    return boto3_client("iot-jobs-data", platform.endpoints.api.url, key)
 
 
 @pytest.fixture(params=[over_mqtt5, over_mqtt3], ids=["mqtt5", "mqtt3"])
@@ -137,49 +131,6 @@ def thing(platform: RunningPlatform, tmp_path_factory: pytest.TempPathFactory) -
     files = tmp_path_factory.mktemp("thing")
     platform.enrol("commanded", files)
     return "commanded", files
-
-
-def test_stock_boto3_runs_a_job_from_beginning_to_end(
-    iot: Any, jobs_data: Any, thing: tuple[str, Path]
-) -> None:
-    name, _ = thing
-    with pytest.raises(ClientError) as caught:
-        create(iot, "nobody", "no-such-thing")
-    assert refusal(caught.value) == (404, "ResourceNotFoundException")
-    create(iot, "by-http", name, description="over HTTP", timeoutConfig={"inProgressTimeoutInMinutes": 5})
-    with pytest.raises(ClientError) as caught:
-        create(iot, "by-http", name, description="another")
-    assert refusal(caught.value) == (409, "ResourceAlreadyExistsException")
-    assert json.loads(iot.get_job_document(jobId="by-http")["document"]) == DOCUMENT
-    assert "by-http" in [each["jobId"] for each in iot.list_jobs()["jobs"]]
-    until(
-        lambda: jobs_data.get_pending_job_executions(thingName=name)["queuedJobs"] != [], "the job is there"
-    )
-    started = jobs_data.start_next_pending_job_execution(thingName=name)["execution"]
-    assert (started["jobId"], json.loads(started["jobDocument"])) == ("by-http", DOCUMENT)
-    described = jobs_data.describe_job_execution(thingName=name, jobId="$next")["execution"]
-    assert 0 < described["approximateSecondsBeforeTimedOut"] <= 300
-    with pytest.raises(ClientError) as caught:
-        iot.cancel_job_execution(jobId="by-http", thingName=name)
-    assert refusal(caught.value) == (409, "InvalidStateTransitionException")
-    jobs_data.update_job_execution(thingName=name, jobId="by-http", status="SUCCEEDED")
-    with pytest.raises(ClientError) as caught:
-        jobs_data.update_job_execution(thingName=name, jobId="by-http", status="FAILED")
-    assert refusal(caught.value) == (409, "InvalidStateTransitionException")
-    with pytest.raises(ClientError) as caught:
-        jobs_data.describe_job_execution(thingName=name, jobId="by-http")
-    assert refusal(caught.value) == (410, "TerminalStateException")
-    [summary] = iot.list_job_executions_for_job(jobId="by-http")["executionSummaries"]
-    assert (summary["thingArn"], summary["jobExecutionSummary"]["status"]) == (thing_arn(name), "SUCCEEDED")
-    until(lambda: status_of(iot, "by-http") == "COMPLETED", "the job is over")
-    job = iot.describe_job(jobId="by-http")["job"]
-    assert (job["targets"], job["jobProcessDetails"]["numberOfSucceededThings"]) == ([thing_arn(name)], 1)
-    iot.delete_job(jobId="by-http")
-
-    def is_gone() -> bool:
-        return "by-http" not in [each["jobId"] for each in iot.list_jobs()["jobs"]]
-
-    until(is_gone, "the job is deleted")
 
 
 @pytest.mark.parametrize("version", [MQTT_311, MQTT_5], ids=["mqtt3", "mqtt5"])
