@@ -1,4 +1,4 @@
-"""A bound for the calls of this process to one actor that are under way.
+"""Calls to actors: how one is made, and a bound for those of this process that are under way.
 
 Ray queues calls without end at an actor that does not keep up, or hangs. Whoever calls for others (the gateway for its
 clients) therefore holds on to a few places, and tells the next caller to come again: who waits for a slow actor is
@@ -11,7 +11,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
+
 from actors.errors import Overloaded
+
+
+def submit(method: Any, *arguments: Any, **named: Any) -> Any:
+    """Call a method of an actor and return the reference of its answer.
+
+    RayActorError if there is no such actor, as where it dies over the call. Of a handle that is of a Ray that has been
+    started again since Ray says so with a bare Exception, at once; without any Ray it knows no better than a mistake.
+    """
+    try:
+        return method.remote(*arguments, **named)
+    except Exception as error:
+        # Its own errors, and ours, are of a class; what is wrong with the arguments is a TypeError or ValueError.
+        if type(error) is not Exception and ray.is_initialized():
+            raise
+        raise RayActorError(error_msg=str(error)) from error
 
 
 class CallLimit:

@@ -20,7 +20,7 @@ from actors.attempts import AttemptWatch, speaker_of
 from actors.behavior_trial import try_behavior
 from actors.broker import bridge_listener, end_session
 from actors.broker_events import BrokerEvents
-from actors.calls import CallLimit
+from actors.calls import CallLimit, submit
 from actors.delta_announcer import DeltaAnnouncer
 from actors.errors import BrokerError, WorldError
 from actors.gateway.authentication import Identity
@@ -127,7 +127,7 @@ class ClusterView:
         """Return when the broker has taken over a message that the bridge publishes for us."""
         try:
             bridge: Any = ray.get_actor(BRIDGE_NAME)
-            call = self._publishing.begin(lambda: bridge.publish.remote(encode([message])))
+            call = self._publishing.begin(lambda: submit(bridge.publish, encode([message])))
             await asyncio.wait_for(call, _PUBLISH_TIMEOUT_S)
         except TimeoutError:
             text = "the broker does not take the message at present, and may get it later; try again"
@@ -167,7 +167,7 @@ class ClusterView:
     async def _bridge(self) -> ProcessStatus:
         try:
             bridge: Any = ray.get_actor(BRIDGE_NAME)
-            counts: dict[str, Any] = await asyncio.wait_for(bridge.statistics.remote(), _STATUS_TIMEOUT_S)
+            counts: dict[str, Any] = await asyncio.wait_for(submit(bridge.statistics), _STATUS_TIMEOUT_S)
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             return ProcessStatus("bridge", 0, state="down", reason=_first_line(error))
         return bridge_status(counts)

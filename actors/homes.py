@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from actors.calls import CallLimit
+from actors.calls import CallLimit, submit
 from actors.errors import ShardNotHere, ShardUnavailable, StoreError, WorldError
 from actors.placement import Placement, PlacementStore
+from actors.ray_runtime import find_actor
 
 # A request takes milliseconds; a shard actor that does not answer in this time hangs. A shard that moves without a
 # word of its former host stands still for a lease, which is less.
@@ -36,10 +36,10 @@ _OLD_S: Final = 1.0
 
 
 class Answer(Awaitable[Any]):
-    """Waits for a Ray call under asyncio: the actor's own error is raised, and a dead or stuck actor is told apart."""
+    """Makes a Ray call under asyncio and waits for it; raises the actor's own error, and ShardUnavailable for none."""
 
-    def __init__(self, reference: Any, index: int, timeout_s: float) -> None:
-        self._reference = reference
+    def __init__(self, call: Callable[[], Awaitable[Any]], index: int, timeout_s: float) -> None:
+        self._call = call
         self._index = index
         self._timeout_s = timeout_s
 
@@ -48,10 +48,10 @@ class Answer(Awaitable[Any]):
 
     async def _wait(self) -> Any:
         try:
-            return await asyncio.wait_for(self._reference, self._timeout_s)
+            return await asyncio.wait_for(self._call(), self._timeout_s)
         except RayTaskError as error:
             raise error.cause from None
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             raise ShardUnavailable(self._index, str(error).splitlines()[0]) from error
         except TimeoutError as error:
             raise ShardUnavailable(self._index, f"no answer in {self._timeout_s} s") from error
@@ -110,14 +110,14 @@ class Homes:
                 self._take(self._store.read())
 
     def actor(self, name: str) -> Any:
-        """Return the handle of an actor; ShardUnavailable if Ray knows none of that name."""
+        """Return the handle of an actor; ShardUnavailable if Ray knows none of that name, or does not say."""
         actor = self._actors.get(name)
         if actor is None:
             try:
-                actor = self._actors[name] = ray.get_actor(name)
-            except ValueError:
+                actor = self._actors[name] = find_actor(name)
+            except (ValueError, RayError) as error:
                 shard = next(iter(self._placement.shards_of(name)), -1)
-                raise ShardUnavailable(shard, f"its actor {name} does not run") from None
+                raise ShardUnavailable(shard, f"its actor {name} is not found") from error
         return actor
 
     def actor_of(self, shard: int) -> Any:
@@ -140,7 +140,9 @@ class Homes:
         try:
             called = getattr(self.actor(name), method)
             limit = self._limits.setdefault(name, CallLimit(f"shard actor {name}", CALL_COUNT_MAX))
-            return await Answer(limit.begin(lambda: called.remote(*arguments, **named)), shard, timeout_s)
+            return await Answer(
+                lambda: limit.begin(lambda: submit(called, *arguments, **named)), shard, timeout_s
+            )
         except ShardNotHere:
             raise
         except ShardUnavailable:

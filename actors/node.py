@@ -38,7 +38,7 @@ from actors.stop_signals import (
     signals_caught,
     signals_noted,
 )
-from actors.supervisor import Supervisor
+from actors.supervisor import Supervisor, mistakes_survived
 
 _LOG: Final = logging.getLogger(__name__)
 # It becomes part of the names of actors and a label in Ray.
@@ -198,8 +198,9 @@ class _Node:
         problem = ""
         while True:
             try:
-                await asyncio.to_thread(self._enter_again)
-                problem = ""
+                with mistakes_survived("the place in the platform"):
+                    await asyncio.to_thread(self._enter_again)
+                    problem = ""
             except NodeNameTaken:
                 raise
             except (WorldError, PlacementError) as error:

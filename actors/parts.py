@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.actor_settings import Pulse
+from actors.calls import submit
 from actors.errors import ProcessEnded, WorldError
 from actors.ray_fleet import start_shard_actor
 from actors.ray_runtime import RayHead, RayNode
@@ -122,6 +124,10 @@ class ServerPart:
             return ""
         return self._silence.trouble(self.pid)
 
+    def obstacle(self) -> str:
+        """Return that the disk is full, if it is."""
+        return self._server.obstacle()
+
     async def revive(self) -> None:
         """Start the server again; WorldError if it does not become ready."""
         if self._server.is_alive():
@@ -189,6 +195,10 @@ class RayNodePart:
         """Return what the node lacks, '' if nothing."""
         return self._loss or ("" if self._node.is_alive() else "raylet ended")
 
+    def obstacle(self) -> str:
+        """Return nothing: what keeps it from coming back shows when that is tried."""
+        return ""
+
     async def revive(self) -> None:
         """Start the node again, with new actors."""
         try:
@@ -243,6 +253,10 @@ class RayPart:
             if now_s - first_s > _SILENCE_MAX_S:
                 _kill(pid)
 
+    def obstacle(self) -> str:
+        """Return nothing: what keeps it from coming back shows when that is tried."""
+        return ""
+
     async def revive(self) -> None:
         """Bring back the metadata service, or else all of Ray with new actors."""
         only_metadata = self._head.dead() == ["gcs_server"] and not self._loss
@@ -279,20 +293,124 @@ class ActorPlan:
     settings: Callable[[bool], msgspec.Struct]
 
 
-class ActorPart:
+class LiveActor(ABC):
+    """The process of a Ray actor as its supervisor sees it: how it is asked, waited for and opened."""
+
+    def __init__(self, ray_part: RayOwner) -> None:
+        """Begin without an actor."""
+        self._ray = ray_part
+        self._actor: Any = None
+        self._start_count = 0
+        self._pid = 0
+        self._silence = Silence()
+
+    @property
+    def pid(self) -> int:
+        """Return the process that has answered last."""
+        return self._pid
+
+    @property
+    def _is_of_this_ray(self) -> bool:
+        """Tell whether the actor is of the Ray that runs now; those of an earlier start are gone."""
+        return self._actor is not None and self._start_count == self._ray.start_count
+
+    def _take(self, actor: Any) -> None:
+        """Begin anew with an actor that has just been made."""
+        self._actor, self._start_count = actor, self._ray.start_count
+        self._silence = Silence()
+
+    @abstractmethod
+    def _give_up(self, reason: str) -> None:
+        """Have the actor made anew: Ray does not start its process again."""
+
+    def _told(self) -> tuple[bytes, ...]:
+        """Return what the actor is handed with each pulse."""
+        return ()
+
+    async def trouble(self) -> str:
+        """Return why the actor does not do its work, '' while it does."""
+        if not self._is_of_this_ray:
+            return "its actor is being started"
+        try:
+            pulse = await self._pulse()
+        except TimeoutError:
+            return self._silence.trouble(self._pid)
+        except ActorUnavailableError:
+            return f"process {self._pid} ended"
+        except RayActorError as error:
+            self._give_up(_first_line(error))
+            return f"process {self._pid} ended, and Ray does not start it again"
+        except RayError as error:
+            return _first_line(error)
+        self._has_answered(pulse)
+        return pulse.trouble if pulse.is_open else f"process {pulse.pid} is new and has not been opened"
+
+    def obstacle(self) -> str:
+        """Return nothing: what keeps it from coming back shows when that is tried."""
+        return ""
+
+    async def _pulse(self) -> Pulse:
+        encoded = await asyncio.wait_for(submit(self._actor.pulse, *self._told()), _ANSWER_TIMEOUT_S)
+        return msgspec.msgpack.decode(encoded, type=Pulse)
+
+    def _has_answered(self, pulse: Pulse) -> None:
+        self._pid = pulse.pid
+        self._silence.broken(pulse.pid)
+
+    def _end_process(self) -> None:
+        if self._pid:
+            _kill(self._pid)
+
+    async def _until_it_answers(self, is_wanted: Callable[[Pulse], bool]) -> None:
+        """Return when a process answers that is wanted; WorldError if none does in time."""
+        deadline_s = time.monotonic() + _RESTART_TIMEOUT_S
+        problem = "no answer"
+        while time.monotonic() < deadline_s:
+            try:
+                pulse = await self._pulse()
+            except (ActorUnavailableError, TimeoutError) as error:
+                problem = _first_line(error)
+            except RayError as error:
+                self._give_up(_first_line(error))
+                raise WorldError(_first_line(error), retryable=True) from error
+            else:
+                if is_wanted(pulse):
+                    self._has_answered(pulse)
+                    return
+            await asyncio.sleep(_RESTART_POLL_S)
+        raise WorldError(
+            f"its process is not back after {_RESTART_TIMEOUT_S:.0f} s: {problem}", retryable=True
+        )
+
+    async def _open(self, settings: msgspec.Struct, timeout_s: float) -> None:
+        """Open the actor; WorldError says why that is not possible."""
+        call = partial(submit, self._actor.open, msgspec.msgpack.encode(settings))
+        try:
+            await asyncio.wait_for(call(), timeout_s)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, WorldError):
+                raise cause from None
+            raise WorldError(_first_line(cause), retryable=True) from None
+        except RayError as error:
+            raise WorldError(f"it died while it was opened: {_first_line(error)}", retryable=True) from error
+        except TimeoutError:
+            self._end_process()
+            raise WorldError(
+                f"it was not open after {timeout_s:.0f} s; see its log", retryable=True
+            ) from None
+
+
+class ActorPart(LiveActor):
     """A Ray actor of the platform: Ray starts its process again, and this opens it."""
 
     def __init__(
         self, plan: ActorPlan, ray_part: RayOwner, *, told: Callable[[], bytes] | None = None
     ) -> None:
         """`told` gives what the actor is handed with each pulse."""
+        super().__init__(ray_part)
         self._plan = plan
-        self._ray = ray_part
-        self._told = told
-        self._actor: Any = None
-        self._start_count = 0
-        self._pid = 0
-        self._silence = Silence()
+        self._tell = told
 
     @property
     def role(self) -> str:
@@ -314,96 +432,41 @@ class ActorPart:
         """Return the handle; the actor must have been created."""
         return self._actor
 
-    @property
-    def pid(self) -> int:
-        """Return the process that has answered last."""
-        return self._pid
-
     def create(self) -> Any:
         """Make the actor in the Ray that runs now, and return its handle; it does nothing until it is opened."""
-        self._actor = self._plan.create()
-        self._start_count = self._ray.start_count
-        self._silence = Silence()
+        self._take(self._plan.create())
         return self._actor
 
     def settings(self, *, is_predecessor_gone: bool) -> msgspec.Struct:
         """Return what the actor is to be opened with."""
         return self._plan.settings(is_predecessor_gone)
 
-    async def trouble(self) -> str:
-        """Return why the actor does not do its work, '' while it does."""
-        try:
-            pulse = await self._pulse()
-        except TimeoutError:
-            return self._silence.trouble(self._pid)
-        except ActorUnavailableError:
-            return f"process {self._pid} ended"
-        except RayActorError as error:
-            self._ray.give_up(f"{self.role} {self.index} can't be restarted: {_first_line(error)}")
-            return f"process {self._pid} ended, and Ray does not start it again"
-        except RayError as error:
-            return _first_line(error)
-        self._pid = pulse.pid
-        self._silence.broken(pulse.pid)
-        return pulse.trouble if pulse.is_open else f"process {pulse.pid} is new and has not been opened"
+    def _told(self) -> tuple[bytes, ...]:
+        return () if self._tell is None else (self._tell(),)
 
-    async def _pulse(self) -> Pulse:
-        arguments = () if self._told is None else (self._told(),)
-        encoded = await asyncio.wait_for(self._actor.pulse.remote(*arguments), _ANSWER_TIMEOUT_S)
-        return msgspec.msgpack.decode(encoded, type=Pulse)
+    def _give_up(self, reason: str) -> None:
+        self._ray.give_up(f"{self.role} {self.index} can't be restarted: {reason}")
 
     async def revive(self) -> None:
         """Wait until Ray has brought the process back, and open it; WorldError if either fails."""
         former_pid = self._pid
-        if self._start_count == self._ray.start_count and self._silence.trouble(former_pid):
-            _kill(former_pid)
-        await self._until_it_answers(former_pid)
-        settings = self._plan.settings(not former_pid or not is_process_alive(former_pid))
-        try:
-            await asyncio.wait_for(self._actor.open.remote(msgspec.msgpack.encode(settings)), _OPEN_TIMEOUT_S)
-        except RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, WorldError) else WorldError(str(cause)) from None
-        except RayError as error:
-            raise WorldError(f"it died while it was opened: {_first_line(error)}", retryable=True) from error
-        except TimeoutError:
-            _kill(self._pid)
-            raise WorldError(
-                f"it was not open after {_OPEN_TIMEOUT_S:.0f} s; see its log", retryable=True
-            ) from None
+        if self._is_of_this_ray and self._silence.trouble(former_pid):
+            self._end_process()
+        await self._until_it_answers(
+            lambda pulse: pulse.pid != former_pid or not pulse.is_open or not self._silence.trouble(pulse.pid)
+        )
+        is_predecessor_gone = not former_pid or not is_process_alive(former_pid)
+        await self._open(self._plan.settings(is_predecessor_gone), _OPEN_TIMEOUT_S)
 
     def close(self) -> None:
         """Let the actor finish; one that has died, hangs or fails over it is left to Ray's own end."""
         try:
-            ray.get(self._actor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+            ray.get(submit(self._actor.close), timeout=_CLOSE_TIMEOUT_S)
         except RayActorError:
             # Whoever watches has said so.
             return
         except RayError as error:
             _LOG.warning("a part could not finish: %s", error)
-
-    async def _until_it_answers(self, former_pid: int) -> None:
-        deadline_s = time.monotonic() + _RESTART_TIMEOUT_S
-        problem = "no answer"
-        while time.monotonic() < deadline_s:
-            try:
-                pulse = await self._pulse()
-            except ActorUnavailableError as error:
-                problem = _first_line(error)
-            except TimeoutError:
-                pass
-            except RayError as error:
-                self._ray.give_up(f"{self.role} {self.index} can't be restarted: {_first_line(error)}")
-                raise WorldError(_first_line(error), retryable=True) from error
-            else:
-                if pulse.pid != former_pid or not pulse.is_open or not self._silence.trouble(pulse.pid):
-                    self._pid = pulse.pid
-                    self._silence.broken(pulse.pid)
-                    return
-            await asyncio.sleep(_RESTART_POLL_S)
-        raise WorldError(
-            f"its process is not back after {_RESTART_TIMEOUT_S:.0f} s: {problem}", retryable=True
-        )
 
 
 def _first_line(error: BaseException) -> str:

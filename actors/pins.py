@@ -11,16 +11,15 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.actor_settings import PinSettings, Pulse
 from actors.behavior_trial import LOAD_TIMEOUT_S
@@ -28,9 +27,10 @@ from actors.behaviors import Behavior, call_behavior, due_step, load_behavior, r
 from actors.errors import BehaviorUnusable, WorldError
 from actors.fleet import Fleet, PinnedTwin, reply_document
 from actors.logs import log_to
-from actors.parts import RayOwner, Silence
+from actors.parts import LiveActor, RayOwner
 from actors.placement import HEAD_NODE
 from actors.ray_fleet import find_fleet, start_actor
+from actors.ray_runtime import require_metadata_service
 from actors.supervisor import PINNED_ROLE, Supervisor
 from twins.errors import RequestError, ShadowNotFound, VersionConflict
 from twins.handover import decode_pin_state
@@ -42,9 +42,6 @@ _LOOK_EVERY_S: Final = 0.25
 STEP_TIMEOUT_S: Final = 10.0
 # While the shard moves or restarts there is nothing to do.
 _ASK_AGAIN_S: Final = 1.0
-_ANSWER_TIMEOUT_S: Final = 2.0
-_RESTART_TIMEOUT_S: Final = 60.0
-_RESTART_POLL_S: Final = 0.1
 
 
 class PinnedActor:
@@ -106,95 +103,41 @@ class PinnedActor:
         return msgspec.msgpack.encode(Pulse(os.getpid(), self._is_open, trouble))
 
 
-class PinPart:
+class PinPart(LiveActor):
     """A pinned twin's actor as its supervisor sees it. Each attempt to bring it back has a process of its own."""
 
     role = PINNED_ROLE
     needs: Sequence[str] = ("store", "ray")
 
     def __init__(self, index: int, settings: PinSettings, ray_part: RayOwner) -> None:
+        super().__init__(ray_part)
         self.index: Final = index
         self.thing_name: Final = settings.thing_name
         self._settings = settings
-        self._ray = ray_part
-        self._actor: Any = None
-        self._start_count = 0
-        self._pid = 0
-        self._silence = Silence()
 
-    @property
-    def pid(self) -> int:
-        """Return the process that has answered last."""
-        return self._pid
-
-    async def trouble(self) -> str:
-        """Return why the behaviour is not called, '' while it is."""
-        if self._actor is None or self._start_count != self._ray.start_count:
-            return "its actor is being started"
-        try:
-            pulse = await self._pulse()
-        except TimeoutError:
-            return self._silence.trouble(self._pid)
-        except RayError as error:
-            return f"process {self._pid} ended: {_first_line(error)}"
-        self._pid = pulse.pid
-        self._silence.broken(pulse.pid)
-        return pulse.trouble if pulse.is_open else f"process {pulse.pid} is new and has not been opened"
-
-    async def _pulse(self) -> Pulse:
-        encoded = await asyncio.wait_for(self._actor.pulse.remote(), _ANSWER_TIMEOUT_S)
-        return msgspec.msgpack.decode(encoded, type=Pulse)
+    def _give_up(self, reason: str) -> None:
+        _LOG.warning("pinned twin %s gets another actor: %s", self.thing_name, reason)
+        self._actor = None
 
     async def revive(self) -> None:
         """Open the behaviour in a new process; WorldError says why that is not possible."""
-        if self._actor is None or self._start_count != self._ray.start_count:
-            self._create()
+        if self._is_of_this_ray:
+            self._end_process()
         else:
-            self._kill()
-        await self._until_it_answers(self._pid)
-        try:
-            call = self._actor.open.remote(msgspec.msgpack.encode(self._settings))
-            await asyncio.wait_for(call, LOAD_TIMEOUT_S)
-        except RayTaskError as error:
-            raise WorldError(_first_line(error.cause), retryable=True) from None
-        except RayError as error:
-            raise WorldError(f"it died while it was opened: {_first_line(error)}", retryable=True) from error
-        except TimeoutError:
-            text = f"{self._settings.behavior} was not imported after {LOAD_TIMEOUT_S:.0f} s"
-            raise WorldError(text, retryable=True) from None
+            self._create()
+        former_pid = self._pid
+        await self._until_it_answers(lambda pulse: pulse.pid != former_pid)
+        await self._open(self._settings, LOAD_TIMEOUT_S)
 
     def _create(self) -> None:
         # A name of its own: that of a former one may be taken for a moment yet.
         name = f"pinned-{self.thing_name}-{secrets.token_hex(4)}"
         try:
-            self._actor = start_actor(PinnedActor, name, node=HEAD_NODE)
+            require_metadata_service()
+            self._take(start_actor(PinnedActor, name, node=HEAD_NODE))
         except (RayError, ValueError) as error:
-            raise WorldError(_first_line(error), retryable=True) from error
-        self._start_count, self._pid = self._ray.start_count, 0
-        self._silence = Silence()
-
-    def _kill(self) -> None:
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-
-    async def _until_it_answers(self, former_pid: int) -> None:
-        deadline_s, problem = time.monotonic() + _RESTART_TIMEOUT_S, "no answer"
-        while time.monotonic() < deadline_s:
-            try:
-                pulse = await self._pulse()
-            except (ActorUnavailableError, TimeoutError) as error:
-                problem = _first_line(error)
-            except RayActorError as error:
-                self._actor = None
-                raise WorldError(_first_line(error), retryable=True) from error
-            else:
-                if pulse.pid != former_pid:
-                    self._pid = pulse.pid
-                    self._silence.broken(pulse.pid)
-                    return
-            await asyncio.sleep(_RESTART_POLL_S)
-        raise WorldError(f"no process after {_RESTART_TIMEOUT_S:.0f} s: {problem}", retryable=True)
+            raise WorldError(str(error).partition("\n")[0], retryable=True) from error
+        self._pid = 0
 
     def end(self) -> None:
         """End the actor for good, if there is one."""
@@ -239,7 +182,3 @@ class PinKeeper:
             await self._supervisor.let_go(part)
             part.end()
         self._parts = {}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

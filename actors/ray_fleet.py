@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_settings import BRIDGE_NAME
 from actors.arrow_tables import join_tables
+from actors.calls import submit
 from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
 from actors.fleet import (
     FleetReading,
@@ -64,6 +66,8 @@ _CALL_LENGTH_MAX: Final = 500
 
 # Two turns: what has filled an actor's queue is being served meanwhile.
 _TICK_AGAIN_S: Final = 0.02
+# One that has died is back within seconds.
+_DEAD_AGAIN_S: Final = 0.2
 
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 _decode_replies: Final = msgspec.msgpack.Decoder(list[Reply]).decode
@@ -107,10 +111,11 @@ def open_actor(*actors: Any, settings: Sequence[msgspec.Struct]) -> list[Any]:
 
     WorldError if one dies over it.
     """
-    references = [
-        actor.open.remote(msgspec.msgpack.encode(own)) for actor, own in zip(actors, settings, strict=True)
-    ]
     try:
+        references = [
+            submit(actor.open, msgspec.msgpack.encode(own))
+            for actor, own in zip(actors, settings, strict=True)
+        ]
         return list(ray.get(references))
     except RayTaskError as error:
         raise error.cause from None
@@ -134,7 +139,7 @@ class RemoteMethod:
         """
         self._homes.refresh_if_old()
         method = getattr(self._homes.actor_of(self._shard), self._method)
-        return method.remote(self._thing_name, *arguments, **named)
+        return submit(method, self._thing_name, *arguments, **named)
 
     def __call__(self, *arguments: Any, **named: Any) -> Awaitable[JsonObject]:
         """Return an awaitable of the answer; ShardUnavailable if there is none in time."""
@@ -184,6 +189,9 @@ class RayFleet:
 
     def __init__(self, homes: Homes) -> None:
         self._homes = homes
+        # How long `tick` asks actors again that do not answer: none of it where the caller does so himself. What an
+        # actor had run before it died is not run again, and missing in the summary.
+        self.tick_patience_s = 0.0
 
     @property
     def placement(self) -> Placement:
@@ -319,8 +327,9 @@ class RayFleet:
         encoded = encode(list(orders))
         totals = [TickSummary()] * len(orders)
         left: list[Work] = [(shard, 0) for shard in range(self.shard_count)] if orders else []
-        await self._homes.refresh()
+        await self._refresh_in_time()
         patience = Patience(self._homes)
+        deadline_s = time.monotonic() + self.tick_patience_s
         while left:
             by_home: dict[str, list[Work]] = {}
             for work in left:
@@ -332,19 +341,41 @@ class RayFleet:
                     raise result
                 left += result[0]
                 refusal = result[1] or refusal
-            if refusal is not None:
+            if refusal is None:
+                deadline_s = time.monotonic() + self.tick_patience_s
+                continue
+            try:
                 await patience.again_after(refusal)
+            except WorldError:
+                if time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+                await self._refresh_in_time()
         summaries: dict[str, TickSummary] = {}
         for order, total in zip(orders, totals, strict=True):
             known = summaries.get(order.group)
             summaries[order.group] = total if known is None else known.then(total)
         return summaries
 
+    async def _refresh_in_time(self) -> None:
+        """Learn where shards are served; a store that does not answer is asked again within `tick_patience_s`."""
+        deadline_s = time.monotonic() + self.tick_patience_s
+        while True:
+            try:
+                await self._homes.refresh()
+            except StoreError as error:
+                if not error.retryable or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+            else:
+                return
+
     async def _tick_lane(
         self, home: str, left: list[Work], encoded: bytes, totals: list[TickSummary]
     ) -> tuple[list[Work], ShardNotHere | None]:
         """Have an actor do its turns, adding up what comes of them; return what it refused, and why."""
         patience = Patience(self._homes)
+        deadline_s = time.monotonic() + self.tick_patience_s
         while left:
             try:
                 answer = await self._homes.call(
@@ -358,7 +389,13 @@ class RayFleet:
                     raise
                 await asyncio.sleep(_TICK_AGAIN_S)
                 continue
+            except WorldError as error:
+                if not error.retryable or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_DEAD_AGAIN_S)
+                continue
             patience = Patience(self._homes)
+            deadline_s = time.monotonic() + self.tick_patience_s
             turn = _decode_turn(answer)
             for position, summary in enumerate(turn.summaries):
                 totals[position] += summary
@@ -418,7 +455,7 @@ class RayFleet:
         """Return what the shard actor of a lane does at present."""
         actor = self._homes.actor(self._homes.lanes[lane])
         # Not among the calls that are bounded: it is answered beside them, also by an actor that is overloaded.
-        status: HostStatus = await Answer(actor.status.remote(), lane, ANSWER_TIMEOUT_S)
+        status: HostStatus = await Answer(lambda: submit(actor.status), lane, ANSWER_TIMEOUT_S)
         return status
 
     async def move_shard(self, shard: int, target: str) -> None:

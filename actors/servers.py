@@ -5,6 +5,7 @@ What a server is told, and when it counts as ready, is for the module of that se
 
 from __future__ import annotations
 
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -27,6 +28,8 @@ TEMPLATES: Final = jinja2.Environment(
 )
 # A server on loopback answers within milliseconds; one that is busy reading its files back gets asked again.
 PROBE_TIMEOUT_S: Final = 1.0
+# A start writes configuration, log and process id; less room than this is none.
+_ROOM_MIN_BYTES: Final = 1 << 20
 
 
 def pid_file(home: Path) -> Path:
@@ -71,6 +74,16 @@ class ManagedServer(ABC):
     @abstractmethod
     def wait_until_ready(self) -> None:
         """Return when the server does its work; its error if that takes too long."""
+
+    def obstacle(self) -> str:
+        """Return what plainly keeps the server from its work, whether it runs or not: a full disk; else ''."""
+        try:
+            system = os.statvfs(self._home)
+        except OSError:
+            return ""
+        # Root may use what is kept back from others.
+        block_count = system.f_bfree if os.geteuid() == 0 else system.f_bavail
+        return f"the disk of {self._home} is full" if block_count * system.f_frsize < _ROOM_MIN_BYTES else ""
 
     def _launch(self, configure: Callable[[], None], *options: str) -> None:
         """Start the program on its configuration, which `configure` writes once no former process uses it."""

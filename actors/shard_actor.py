@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
 from actors.arrow_tables import arrow_table, executions_of, join_tables
+from actors.calls import submit
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
     FleetReading,
@@ -428,7 +429,7 @@ class BridgeOutlet:
                 size += len(messages[-1].payload)
             try:
                 bridge: Any = ray.get_actor(self._name)
-                ray.get(bridge.publish.remote(encode(messages)), timeout=self._TIMEOUT_S)
+                ray.get(submit(bridge.publish, encode(messages)), timeout=self._TIMEOUT_S)
             except (ValueError, RayError) as error:
                 self.dropped_count += len(messages)
                 _LOG.warning("%d messages found no bridge: %s", len(messages), error)

@@ -3,33 +3,40 @@
 One task watches over each part. What a part is, how it is asked and how it is brought back is `parts`'; this module
 owns when that is tried, and what is told of it. Nothing gives up: a part that does not stay is tried again after longer
 and longer waits, and until it is back the platform says that it is not ready, and why.
+
+A mistake of ours in the turn of one part, or of anything else that is done beside them, must not be the end of all the
+others, with the store and the broker: here, and only here, it is written down with its traceback, and tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
-from actors.errors import WorldError
+from actors.errors import PlacementError, WorldError
 
 # A death is noticed within this time, and so is a part's recovery.
 LOOK_EVERY_S: Final = 0.5
-# The first attempt follows at once: most deaths are accidents. Each further one waits twice as long: a disk that is
-# full or a port that is taken stays so for a while, and a start costs seconds of processor time.
+# The first attempt follows at once: most deaths are accidents. Each further one waits twice as long: a port that is
+# taken stays so for a while, and a start costs seconds of processor time. So much longer than its cause an outage lasts
+# at most.
 _RETRY_DELAY_MIN_S: Final = 0.5
-_RETRY_DELAY_MAX_S: Final = 30.0
-# A part that has lived for so long has recovered: its next death counts as the first.
-_STABLE_AFTER_S: Final = 60.0
+_RETRY_DELAY_MAX_S: Final = 10.0
+# A part that has lived for so long, twice the longest wait, has recovered: its next death counts as the first.
+_STABLE_AFTER_S: Final = 20.0
 # So many attempts in a row without that are no accident any more: the part counts as down, not as restarting.
 _ACCIDENTS_MAX: Final = 5
 # Of parts that come and go with what operators want, and without which the platform is whole.
 PINNED_ROLE: Final = "pinned_twin"
 _LOG: Final = logging.getLogger(__name__)
+# So that it is found in the log.
+_MISTAKE: Final = "a mistake in this program"
 
 
 class PartStatus(msgspec.Struct, frozen=True):
@@ -75,9 +82,24 @@ class Part(Protocol):
         """Return why the part does not do its work, '' while it does."""
         ...
 
+    def obstacle(self) -> str:
+        """Return what plainly keeps it from coming back, '' if nothing is known: cheap, and asked often."""
+        ...
+
     async def revive(self) -> None:
         """Bring the part back; WorldError if that is not possible at present."""
         ...
+
+
+@contextlib.contextmanager
+def mistakes_survived(what: str) -> Iterator[None]:
+    """Let out only what the world does not do, or has no place for; anything else is a mistake, and written down."""
+    try:
+        yield
+    except (WorldError, PlacementError):
+        raise
+    except Exception:  # noqa: BLE001 - see the module's text
+        _LOG.exception("%s: %s", what, _MISTAKE)
 
 
 class _Watched:
@@ -93,6 +115,12 @@ class _Watched:
         # Since it was last stable.
         self.attempt_count = 0
         self.ready_since_s = time.monotonic()
+        # What stood in the way when it was last looked.
+        self.obstacle = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.part.role} {self.part.index}"
 
     def status(self) -> PartStatus:
         state = "ready"
@@ -135,8 +163,7 @@ class Supervisor:
 
     def _watch(self, watched: _Watched) -> None:
         assert self._group is not None, "it runs"
-        name = f"watch {watched.part.role} {watched.part.index}"
-        watched.task = self._group.create_task(self._keep(watched), name=name)
+        watched.task = self._group.create_task(self._keep(watched), name=f"watch {watched.name}")
 
     def statuses(self) -> list[PartStatus]:
         """Return how each part fares, in the order of the parts."""
@@ -147,7 +174,7 @@ class Supervisor:
         return all(each.is_ready.is_set() for each in self._watched if each.part.role == role)
 
     async def run(self) -> None:
-        """Watch and revive until cancelled; raises only what is a bug."""
+        """Watch and revive until cancelled."""
         async with asyncio.TaskGroup() as self._group:
             for watched in self._watched:
                 self._watch(watched)
@@ -156,37 +183,63 @@ class Supervisor:
 
     async def _keep(self, watched: _Watched) -> None:
         while True:
-            trouble = await watched.part.trouble()
+            trouble = await self._trouble(watched)
             if trouble:
                 await self._bring_back(watched, trouble)
             elif time.monotonic() - watched.ready_since_s > _STABLE_AFTER_S:
                 watched.attempt_count = 0
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _trouble(self, watched: _Watched) -> str:
+        try:
+            return await watched.part.trouble()
+        except Exception as error:  # noqa: BLE001 - see the module's text
+            _LOG.exception("%s: %s", watched.name, _MISTAKE)
+            return f"it can't be asked: {error!r}"
+
     async def _bring_back(self, watched: _Watched, trouble: str) -> None:
-        part = watched.part
+        part, name = watched.part, watched.name
         watched.is_ready.clear()
         watched.reason = trouble
-        name = f"{part.role} {part.index}"
+        watched.obstacle = part.obstacle()
         _LOG.error("%s: %s", name, trouble)
         while True:
             watched.attempt_count += 1
             if watched.attempt_count > 1:
-                exponent = watched.attempt_count - 2
-                await asyncio.sleep(min(_RETRY_DELAY_MIN_S * 2**exponent, _RETRY_DELAY_MAX_S))
+                await self._wait_to_retry(watched)
             await self._until_ready(part.needs)
             try:
                 await part.revive()
             except WorldError as error:
-                watched.reason = f"{trouble}; attempt {watched.attempt_count} to bring it back: {error}"
-                _LOG.error("%s does not come back: %s", name, error)
-                continue
-            break
+                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - see the module's text
+                _LOG.exception("%s: %s", name, _MISTAKE)
+                problem = repr(error)
+            else:
+                break
+            watched.reason = f"{trouble}; attempt {watched.attempt_count} to bring it back: {problem}"
+            _LOG.error("%s does not come back: %s", name, problem)
         watched.restart_count += 1
         watched.ready_since_s = time.monotonic()
         watched.reason = ""
         watched.is_ready.set()
         _LOG.warning("%s is back as process %d", name, part.pid)
+
+    async def _wait_to_retry(self, watched: _Watched) -> None:
+        """Return when the next attempt is due: what stood in the way is gone, or the time for it has come."""
+        exponent = watched.attempt_count - 2
+        delay_s = min(_RETRY_DELAY_MIN_S * 2**exponent, _RETRY_DELAY_MAX_S)
+        due_s = time.monotonic() + delay_s
+        while True:
+            before, watched.obstacle = watched.obstacle, watched.part.obstacle()
+            if before and not watched.obstacle:
+                _LOG.info("%s: not any more: %s", watched.name, before)
+                watched.attempt_count = 1
+                return
+            left_s = due_s - time.monotonic()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(left_s, LOOK_EVERY_S))
 
     async def _until_ready(self, roles: Sequence[str]) -> None:
         for watched in self._watched:

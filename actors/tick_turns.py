@@ -162,7 +162,8 @@ class TickTurns:
         due_count = fleet.table.count / fleet.group.report_every_ticks
         tick_s = _TICK_S + due_count * self._report_s.get(order.group, _REPORT_S)
         count = min(end - first, max(1, int(TURN_S / tick_s)))
-        window = _Window(shard.number, position, TickOrder(order.group, first, count, desired))
+        part = msgspec.structs.replace(order, first_tick=first, tick_count=count, desired=desired)
+        window = _Window(shard.number, position, part)
         return window, tick_s * count
 
     def _run(

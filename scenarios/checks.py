@@ -13,7 +13,7 @@ from typing import Any, Final
 from actors.asking import ask_fleet
 from actors.errors import OperatorError
 from actors.fleet import Fleet
-from scenarios.metrics import CATALOGUE, Comparison, Measurements
+from scenarios.metrics import Comparison, Measurements, metric_of
 from scenarios.result import Judgement, Outcome, Verdict
 from scenarios.spec import CHECKS, Assertion, Threshold
 from twins.messages import TickOrder, TickSummary
@@ -27,9 +27,9 @@ _SQL_ROW_MAX: Final = 1_000_000
 
 def judge_threshold(threshold: Threshold, measurements: Measurements) -> Judgement:
     """Return whether the condition holds over all samples of its metric."""
-    metric, condition = CATALOGUE[threshold.metric], threshold.condition
-    value = measurements.statistic(metric.name, condition.statistic)
-    name = f"{metric.name}: {condition.text}"
+    metric, condition = metric_of(threshold.metric), threshold.condition
+    value = measurements.statistic(threshold.metric, condition.statistic)
+    name = f"{threshold.metric}: {condition.text}"
     if value is None:
         return Judgement(name, "NO_DATA", condition.text, "no samples", metric.meaning)
     outcome: Outcome = "PASS" if condition.comparison.holds(value) else "FAIL"
@@ -44,30 +44,45 @@ class Invariants:
         self._groups = {group.name: group for group in groups}
         self._ticks = dict.fromkeys(self._groups, 0)
         self._totals = dict.fromkeys(self._groups, TickSummary())
+        self._untold = dict.fromkeys(self._groups, 0)
         self._versions: dict[str, int] = {}
         self._reply_count = 0
         self._violations: dict[str, str] = {}
 
-    def on_window(self, order: TickOrder, summary: TickSummary) -> None:
-        """Hold one window of a group to what was ordered."""
+    def on_window(self, order: TickOrder, summary: TickSummary, *, is_broken: bool = False) -> None:
+        """Hold one window of a group to what was ordered.
+
+        `is_broken`: a process may have died that had run ticks and told nobody; they are left out of the account.
+        """
         group, name = self._groups[order.group], order.group
         self._ticks[name] += order.tick_count
         self._totals[name] = self._totals[name].then(summary)
         place = f"group {name}, ticks {order.first_tick} to {order.first_tick + order.tick_count - 1}"
         device_ticks = group.count * order.tick_count
-        if summary.device_ticks != device_ticks:
+        if is_broken and summary.device_ticks < device_ticks:
+            self._untold[name] += device_ticks - summary.device_ticks
+        elif summary.device_ticks != device_ticks:
             self._violate(
                 f"{place}: {summary.device_ticks} device-ticks happened, {device_ticks} were ordered"
             )
         missing = self._totals[name].reports_due - self._totals[name].reports_accounted
-        if missing:
+        # What was under way out of ticks that nobody was told of arrives all the same.
+        if abs(missing) > self._untold[name]:
             more = "fewer" if missing > 0 else "more"
             self._violate(f"{place}: {abs(missing)} {more} reports were counted so far than were due")
         # A device reports once in its period, wherever in it: so many reports are due, counted without the fleet.
         fewest, most = _due(group, self._ticks[name])
         due = self._totals[name].reports_due
-        if not fewest <= due <= most:
+        # Each device is due once a tick at most, also in those that nobody was told of.
+        if not fewest - self._untold[name] <= due <= most:
             self._violate(f"{place}: {due} reports were due so far, it must be {fewest} to {most}")
+
+    def on_settled(self, group: str, summary: TickSummary) -> None:
+        """Add what became of a group's reports after its last tick."""
+        self._totals[group] = self._totals[group].then(summary)
+        missing = self._totals[group].reports_due - self._totals[group].reports_accounted
+        if missing:
+            self._violate(f"group {group}: after the end, {missing} reports due are not accounted for")
 
     def _violate(self, text: str) -> None:
         self._violations.setdefault("every_report_accounted_for", text)
@@ -90,7 +105,7 @@ class Invariants:
         violation = self._violations.get(name)
         if violation is not None:
             return Judgement(name, "FAIL", CHECKS[name], violation)
-        if not counts[name]:
+        if not counts.get(name):
             return Judgement(name, "NO_DATA", CHECKS[name], "nothing was observed")
         return Judgement(name, "PASS", CHECKS[name], self._summary(name))
 
@@ -99,9 +114,12 @@ class Invariants:
             return f"{self._reply_count} replies"
         total = sum(self._totals.values(), TickSummary())
         others = total.reports_accounted - total.reports_arrived - total.reports_offline - total.reports_lost
+        untold = sum(self._untold.values())
         return (
             f"{total.reports_due:,} due = {total.reports_arrived:,} arrived + {total.reports_offline:,} offline "
-            f"+ {total.reports_lost:,} lost" + (f" + {others:,} under way, kept or refused" if others else "")
+            f"+ {total.reports_lost:,} lost"
+            + (f" + {others:,} under way, kept or refused" if others else "")
+            + (f"; {untold:,} device-ticks left out, whose process died before it told" if untold else "")
         )
 
 
@@ -171,11 +189,11 @@ def number(value: float | Decimal) -> str:
 
 def shown(name: str, statistic: str, value: float) -> str:
     """Return a statistic of a metric for people, with its unit."""
-    if name.endswith("_ratio"):
+    if metric_of(name).name.endswith("_ratio"):
         return f"{value:.2%}"
     if statistic == "rate":
         return f"{number(value)} /s"
-    if CATALOGUE[name].unit == "ms" and statistic != "count":
+    if metric_of(name).unit == "ms" and statistic != "count":
         return f"{number(value / 1000)} s" if value >= 1000 else f"{value:.3g} ms"
     return number(value)
 

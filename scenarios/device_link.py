@@ -29,6 +29,8 @@ _NO_RECONNECTS: Final = -2
 _LOG: Final = logging.getLogger(__name__)
 # That it gives up at once is what it was told to do, and no news for the terminal of who has set up no log.
 _LOG.addHandler(logging.NullHandler())
+# Nor is the trace of every connection that breaks: its loss is told in our words.
+logging.getLogger("gmqtt").addHandler(logging.NullHandler())
 
 LINK_ERRORS: Final = (OSError, TimeoutError, MQTTError)
 

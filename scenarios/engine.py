@@ -19,12 +19,36 @@ from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
-from scenarios.errors import DeviceFailed, Interrupted, NameTaken
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
+from scenarios.fault_windows import fault_record
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
-from scenarios.result import DeviceRecord, Hold, Judgement, Outcome, RunResult, StepRecord, Verdict
-from scenarios.spec import TICK_S, Assertion, Scenario, SetDesired, Step, WaitFor
+from scenarios.result import (
+    DeviceRecord,
+    FaultRecord,
+    Hold,
+    Judgement,
+    Outcome,
+    RunResult,
+    StepRecord,
+    Verdict,
+    judged_recoveries,
+)
+from scenarios.spec import (
+    CHECKS,
+    TICK_S,
+    Assertion,
+    FaultSpec,
+    PlatformFault,
+    Scenario,
+    SetDesired,
+    Step,
+    WaitFor,
+    WireFault,
+)
 from scenarios.steps import set_desired, wait_for
+from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
+from scenarios.wire_fleet import WireFleet
 from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
@@ -48,6 +72,7 @@ class RunOptions:
     keep_fleet: bool = False
     interrupt: asyncio.Event = field(default_factory=asyncio.Event)
     progress: Progress = field(default_factory=SilentProgress)
+    trouble: Troublemaker = field(default_factory=NoTrouble)
 
 
 async def conduct(scenario: Scenario, fleet: Fleet, devices: DeviceHost, options: RunOptions) -> RunResult:
@@ -74,6 +99,9 @@ class _Conductor:
         self._holds: list[Hold] = []
         self._assertions: list[Judgement] = []
         self._digest = ""
+        self._trouble = options.trouble
+        self._faults: list[FaultRecord] = []
+        self._audit: Judgement | None = None
 
     async def run(self) -> RunResult:
         """Set up, run, judge and clean up."""
@@ -94,14 +122,18 @@ class _Conductor:
             await self._play()
             # Of the run as ordered, whatever the assertions wait for afterwards.
             self._digest = await self._fleet.digest()
+            await self._end_trouble()
             self._stage = "judging"
             await self._judge_assertions()
+        except Aborted as end:
+            self._digest = await self._fleet.digest()
+            return "ABORTED", str(end)
         except Interrupted as interruption:
             # Whoever stops a run may have stopped its fleet too.
             with contextlib.suppress(WorldError):
                 self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
-        except (WorldError, ModelError, DeviceFailed) as error:
+        except (WorldError, ModelError, DeviceFailed, LoadFailed) as error:
             # ModelError: somebody else deleted a group of ours.
             return "INCONCLUSIVE", f"the system under test broke, so it was not judged: {error}"
         return verdict_of(self._outcomes(), has_run=bool(scenario.groups or scenario.devices))
@@ -110,6 +142,7 @@ class _Conductor:
 
     async def _set_up(self) -> None:
         self._show()
+        scenario = self._scenario
         for group in groups_of(self._scenario):
             for thing_name in (group.pattern.name(0), group.pattern.name(group.count - 1)):
                 reply = await self._fleet.ask(Request(Operation.SHADOW_GET, thing_name, is_direct=True))
@@ -124,6 +157,7 @@ class _Conductor:
         for device in self._scenario.devices:
             speed = self._scenario.clock.speed
             await self._devices.start(device, speed=speed, listener=self._observer.on_event)
+        await self._trouble.begin(scenario, lambda: Moment(self._tick * TICK_S, self._observer.wall_s))
         self._observer.begin()
         self._began_s = time.perf_counter()
 
@@ -133,23 +167,42 @@ class _Conductor:
             if self._tick == scenario.warmup_s:
                 self._observer.count(is_counting=True)
             await self._pace(self._tick)
+            for fault in scenario.faults:
+                if isinstance(fault, PlatformFault | WireFault) and fault.at_s == self._tick:
+                    self._trouble.strike(fault)
             for step in scenario.steps:
                 if step.at_s == self._tick:
                     await self._take(step)
-            await self._run_window(window_end(scenario, self._tick))
+            begin = self._tick
+            await self._run_window(window_end(scenario, begin))
+            if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
+                raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_settled(await self._fleet.settle())
+            self._take_wire_news()
+            self._observer.note_wire()
         self._observer.count(is_counting=False)
+
+    def _take_wire_news(self) -> None:
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_wire(self._fleet.take_news())
 
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
+            was_broken = bool(self._trouble.active)
+            if isinstance(self._fleet, WireFleet):
+                self._fleet.intend(self._intended_s(self._tick))
             summaries = await self._fleet.tick(orders)
+            self._take_wire_news()
             lag_ms = None
             if (intended_s := self._intended_s(end)) is not None:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
-            self._observer.on_window(orders, summaries, lag_ms=lag_ms)
-        self._observer.on_time(end * TICK_S)
+            is_broken = was_broken or bool(self._trouble.active)
+            self._observer.on_window(orders, summaries, lag_ms=lag_ms, is_broken=is_broken)
         self._tick = end
+        self._observer.on_time(end * TICK_S)
         await self._devices.play(end * TICK_S)
         self._show()
         # With `asap` and a fleet in this process nothing above need ever have waited.
@@ -182,6 +235,33 @@ class _Conductor:
             await self._rest(seconds)
 
         return await wait_for(action, self._fleet, self._devices, virtual_s=self._tick * TICK_S, rest=rest)
+
+    async def _end_trouble(self) -> None:
+        """Wait until what was broken is served again, and take in what came of every fault."""
+        self._stage = "recovering"
+
+        async def rest(seconds: float) -> None:
+            self._show(
+                hold=f"until the platform has recovered from {', '.join(self._trouble.active) or 'all'}"
+            )
+            await self._rest(seconds)
+
+        scenario, observer = self._scenario, self._observer
+        report = await self._trouble.end(rest)
+        device_count = sum(group.count for group in scenario.groups)
+        simulated = [
+            fault_record(each, observer.windows, end_s=self._tick * TICK_S, device_count=device_count)
+            for each in scenario.faults
+            if isinstance(each, FaultSpec)
+        ]
+        self._audit = report.audit
+        self._faults = sorted([*simulated, *report.faults], key=lambda each: each.virtual_begin_s)
+        for each in self._faults:
+            observer.on_fault(each)
+        if report.accepted is not None and report.unknown is not None:
+            observer.on_audit(report.accepted, report.unknown)
+        for text in report.notes:
+            observer.note(text)
 
     # Time
 
@@ -232,9 +312,10 @@ class _Conductor:
         self._assertions = [judged[assertion.name] for assertion in scenario.assertions]
 
     async def _run_on(self, until: int) -> None:
+        longest = window_ticks(self._scenario.clock, self._scenario.duration_s)
         while self._tick < until:
             await self._pace(self._tick)
-            await self._run_window(min(self._tick + window_ticks(self._scenario.clock), until))
+            await self._run_window(min(self._tick + longest, until))
         await self._pace(self._tick)
 
     def _thresholds(self) -> list[Judgement]:
@@ -242,21 +323,28 @@ class _Conductor:
         return [judge_threshold(threshold, measurements) for threshold in self._scenario.thresholds]
 
     def _checks(self) -> list[Judgement]:
-        return [self._observer.invariants.judge(name) for name in self._scenario.checks]
+        return [
+            (self._audit or Judgement(name, "NO_DATA", CHECKS[name], "the audit did not come to its end"))
+            if name == AUDITED_CHECK
+            else self._observer.invariants.judge(name)
+            for name in self._scenario.checks
+        ]
 
     def _outcomes(self) -> list[Outcome]:
         judgements = [*self._thresholds(), *self._checks(), *self._assertions]
-        return [*(one.outcome for one in judgements), *(step.outcome for step in self._steps)]
+        recoveries = [each.outcome for each in judged_recoveries(self._faults)]
+        return [*(one.outcome for one in judgements), *(step.outcome for step in self._steps), *recoveries]
 
     # The end
 
     async def _clean_up(self) -> None:
         self._show()
+        await self._trouble.abandon()
         try:
             await self._devices.stop(keep=self._options.keep_fleet)
             for name in [] if self._options.keep_fleet else self._groups:
                 await self._fleet.delete_group(name)
-        except (WorldError, DeviceFailed) as error:
+        except (WorldError, DeviceFailed, LoadFailed) as error:
             self._observer.note(f"cleaning up: {error}")
 
     def _show(self, *, hold: str = "") -> None:
@@ -279,12 +367,22 @@ class _Conductor:
                 hold=hold,
                 failed_count=sum(step.outcome != "PASS" for step in self._steps)
                 + sum(one.outcome == "FAIL" for one in (*self._checks(), *self._assertions)),
+                faults=self._active_faults(),
                 devices={
                     device.thing_name: observer.device_values.get(device.thing_name, {})
                     for device in self._scenario.devices
                 },
             )
         )
+
+    def _active_faults(self) -> tuple[str, ...]:
+        """Return the names of the faults that are on, and of those of the platform that are not recovered from yet."""
+        simulated = [
+            each.name
+            for each in self._scenario.faults
+            if isinstance(each, FaultSpec) and each.fault.is_on(self._tick)
+        ]
+        return (*simulated, *self._trouble.active)
 
     def _result(self, verdict: Verdict, reason: str, started_at: float) -> RunResult:
         scenario, options, observer = self._scenario, self._options, self._observer
@@ -318,6 +416,7 @@ class _Conductor:
             assertions=tuple(self._assertions),
             steps=tuple(self._steps),
             holds=tuple(self._holds),
+            faults=tuple(self._faults),
             windows=tuple(observer.windows),
             device_points=tuple(observer.device_points),
             notes=tuple(observer.notes),

@@ -17,6 +17,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scenarios.load_histogram import Histogram
 from twins.program import HISTOGRAM_BUCKETS, HISTOGRAM_FIRST, HISTOGRAM_SHIFT
 
 Kind = Literal["counter", "gauge", "trend"]
@@ -30,38 +31,63 @@ class Metric:
     kind: Kind
     unit: str
     meaning: str
+    # The label by which its samples are also kept apart, if any: thresholds name it as `recovery_time{fault:NAME}`.
+    label: str = ""
+
+
+def _of_groups(name: str, kind: Kind, meaning: str) -> Metric:
+    """Return a metric of simulated devices, whose samples are also kept for each group."""
+    return Metric(name, kind, "ms" if kind == "trend" else "", meaning, label="group")
 
 
 CATALOGUE: Final[Mapping[str, Metric]] = {
     metric.name: metric
     for metric in (
-        Metric("reports", "counter", "", "reports of simulated devices that reached their twins"),
-        Metric("reports_lost", "counter", "", "reports that were sent and never reached their twin"),
-        Metric("reports_offline", "counter", "", "reports that were due while the device was offline"),
-        Metric("reports_refused", "counter", "", "reports that arrived damaged or could not be read"),
-        Metric("reports_silent", "counter", "", "reports that were due while the device hung"),
-        Metric("reports_dropped", "counter", "", "reports kept while offline that had to make room"),
-        Metric(
-            "reports_delayed", "counter", "", "reports that arrived in a later second than they were due in"
+        _of_groups("reports", "counter", "reports of simulated devices that reached their twins"),
+        _of_groups("reports_lost", "counter", "reports that were sent and never reached their twin"),
+        _of_groups("reports_offline", "counter", "reports that were due while the device was offline"),
+        _of_groups("reports_refused", "counter", "reports that arrived damaged or could not be read"),
+        _of_groups(
+            "reports_silent",
+            "counter",
+            "reports that were due while the device hung, or was not there by the stages",
         ),
-        Metric("reports_reordered", "counter", "", "reports that arrived after a newer one"),
-        Metric("reports_duplicated", "counter", "", "reports that arrived once more"),
-        Metric("reports_resent", "counter", "", "reports that were sent again (QoS 1)"),
-        Metric("reports_misdated", "counter", "", "reports whose own time stamp was wrong"),
-        Metric("connect_attempts", "counter", "", "attempts to get a connection in reconnect storms"),
-        Metric("reports_in_flight", "gauge", "", "reports under way between devices and twins"),
-        Metric("reports_buffered", "gauge", "", "reports that devices keep because they are offline"),
-        Metric(
+        _of_groups("reports_dropped", "counter", "reports kept while offline that had to make room"),
+        _of_groups(
+            "reports_delayed", "counter", "reports that arrived in a later second than they were due in"
+        ),
+        _of_groups("reports_reordered", "counter", "reports that arrived after a newer one"),
+        _of_groups("reports_duplicated", "counter", "reports that arrived once more"),
+        _of_groups("reports_resent", "counter", "reports that were sent again (QoS 1)"),
+        _of_groups("reports_misdated", "counter", "reports whose own time stamp was wrong"),
+        _of_groups("connect_attempts", "counter", "attempts to get a connection in reconnect storms"),
+        _of_groups("reports_in_flight", "gauge", "reports under way between devices and twins"),
+        _of_groups("reports_buffered", "gauge", "reports that devices keep because they are offline"),
+        _of_groups(
             "report_latency",
             "trend",
-            "ms",
             "virtual time from the moment a simulated report was due to its arrival; groups with a network only",
         ),
-        Metric("connected_ratio", "gauge", "", "share of simulated devices that are connected"),
-        Metric("delta_outstanding", "gauge", "", "simulated twins whose desired and reported state differ"),
+        _of_groups(
+            "connected_ratio",
+            "gauge",
+            "share of the simulated devices that are connected, of those that the stages let be there",
+        ),
+        _of_groups("delta_outstanding", "gauge", "simulated twins whose desired and reported state differ"),
         Metric(
             "tick_lag", "trend", "ms", "how late simulated ticks were finished, behind their intended time"
         ),
+        Metric("connect_errors", "counter", "", "attempts of devices on the wire to connect that failed"),
+        Metric("connections_lost", "counter", "", "connections on the wire that ended without being closed"),
+        Metric("messages_sent", "counter", "", "reports that were sent over the wire"),
+        Metric("messages_resent", "counter", "", "reports that were sent again after a connection was lost"),
+        Metric("messages_lost", "counter", "", "reports sent over the wire that never had an answer"),
+        Metric("deltas_received", "counter", "", "deltas that devices on the wire received"),
+        Metric(
+            "ingest_latency", "trend", "ms", "from the time a report was due on the wire to its `accepted`"
+        ),
+        Metric("connect_latency", "trend", "ms", "from a device's attempt to connect to its subscription"),
+        Metric("send_lag", "trend", "ms", "how late reports left the load processes, behind their due time"),
         Metric("device_reports", "counter", "", "reports of real devices that were accepted"),
         Metric("device_deltas", "counter", "", "deltas that real devices received"),
         Metric("device_rejected", "counter", "", "requests of real devices that were rejected"),
@@ -73,12 +99,34 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
         Metric(
             "delta_to_reported", "trend", "ms", "from a desired change to the real device's obeying report"
         ),
+        Metric(
+            "recovery_time",
+            "trend",
+            "ms",
+            "from the end of a fault until all is served again; of simulated faults in virtual time",
+            label="fault",
+        ),
+        Metric(
+            "steady_time",
+            "trend",
+            "ms",
+            "from the end of a fault of the platform until answers are as quick as they were before",
+            label="fault",
+        ),
+        Metric(
+            "audit_accepted", "counter", "", "updates and reads of the auditor that the platform carried out"
+        ),
+        Metric("audit_unknown", "counter", "", "requests of the auditor of which nobody knows what became"),
     )
 }
 
+# A metric's name as thresholds write it: with a value of its label, or without.
+_LABELLED: Final = re.compile(r"([a-z_]+)\{\s*([a-z_]+)\s*:\s*([^{}]+?)\s*\}")
+LABELS: Final = tuple(sorted({metric.label for metric in CATALOGUE.values() if metric.label}))
+
 _STATISTICS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "counter": ("count", "rate"),
-    "gauge": ("value", "min", "max", "avg"),
+    "gauge": ("value", "min", "max", "avg", "med", "p(N)"),
     "trend": ("avg", "min", "med", "max", "p(N)", "count"),
 }
 _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
@@ -157,6 +205,22 @@ class Condition:
         return cls(text.strip(), statistic, Comparison.parse(found[2], units=units))
 
 
+def labelled(name: str, label: str, value: str) -> str:
+    """Return the name under which the samples of one value of a label are kept: `recovery_time{fault:outage}`."""
+    return f"{name}{{{label}:{value}}}"
+
+
+def split_label(name: str) -> tuple[str, str, str]:
+    """Return a name's metric, label and value; both of these are empty where the name has none."""
+    found = _LABELLED.fullmatch(name)
+    return (found[1], found[2], found[3]) if found else (name, "", "")
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric of a name with or without a label; KeyError if there is none."""
+    return CATALOGUE[split_label(name)[0]]
+
+
 class Measurements:
     """The samples of one run; those that come while it is not `is_counting` are passed over.
 
@@ -168,18 +232,25 @@ class Measurements:
         self.measured_s = 0.0
         self._samples: dict[str, array[float]] = {}
         self._counts: dict[str, float] = {}
+        self._spoilt: set[str] = set()
         # Of trends with too many samples to keep: how many fell into each bucket of `program.HISTOGRAM_BUCKETS`.
         self._sizes: dict[str, NDArray[np.int64]] = {}
+        # Of trends that other processes have measured.
+        self._merged: dict[str, Histogram] = {}
 
     def add(self, name: str, value: float) -> None:
-        """Record a sample of a metric; 0 of a counter says that it was watched and nothing happened."""
-        metric = CATALOGUE[name]
+        """Record a sample of a metric, labelled or not; 0 of a counter: it was watched, and nothing happened."""
+        metric = metric_of(name)
         if not self.is_counting:
             return
         if metric.kind == "counter":
             self._counts[name] = self._counts.get(name, 0.0) + value
         else:
             self._samples.setdefault(name, array("d")).append(value)
+
+    def spoil(self, name: str) -> None:
+        """Let a metric have no statistics: a sample is missing that would have been its worst."""
+        self._spoilt.add(name)
 
     def add_histogram(self, name: str, counts: Sequence[int]) -> None:
         """Record many samples of a trend by their sizes, in the buckets of `program.HISTOGRAM_BUCKETS`."""
@@ -188,16 +259,25 @@ class Measurements:
                 counts
             )
 
+    def merge(self, name: str, counts: Mapping[int, int]) -> None:
+        """Record many samples of a trend by the buckets of a `load_histogram.Histogram`."""
+        if self.is_counting and counts:
+            self._merged.setdefault(name, Histogram()).merge(counts)
+
     def statistic(self, name: str, statistic: str) -> float | None:
         """Return a statistic over all samples of a metric, or None if there are none."""
-        if CATALOGUE[name].kind == "counter":
+        if name in self._spoilt:
+            return None
+        if metric_of(name).kind == "counter":
             if name not in self._counts:
                 return None
             # The rate is per second of virtual time, which is the load that the scenario asked for.
             count = self._counts[name]
             return count if statistic == "count" else count / self.measured_s if self.measured_s else None
+        if name in self._merged:
+            return _of_histogram(self._merged[name], statistic)
         if name in self._sizes:
-            return _of_sizes(self._sizes[name], statistic)
+            return histogram_statistic(self._sizes[name], statistic)
         if not self._samples.get(name):
             return None
         samples = np.frombuffer(self._samples[name], dtype="f8")
@@ -207,9 +287,15 @@ class Measurements:
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the statistics of every metric that has samples, by metric and statistic."""
-        shown = {**_STATISTICS, "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max")}
+        shown = {
+            **_STATISTICS,
+            "gauge": ("value", "min", "max", "avg"),
+            "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max"),
+        }
         result: dict[str, dict[str, float]] = {}
-        for name, metric in CATALOGUE.items():
+        more = [name for name in (*self._samples, *self._counts) if name not in CATALOGUE]
+        for name in (*CATALOGUE, *more):
+            metric = metric_of(name)
             values = {statistic: self.statistic(name, statistic) for statistic in shown[metric.kind]}
             present = {statistic: value for statistic, value in values.items() if value is not None}
             if present:
@@ -217,7 +303,7 @@ class Measurements:
         return result
 
 
-def _of_sizes(counts: NDArray[np.int64], statistic: str) -> float:
+def histogram_statistic(counts: NDArray[np.int64], statistic: str) -> float:
     """Return a statistic of a histogram: a percentile is the upper end of its bucket, at most a quarter too high."""
     bits = np.arange(HISTOGRAM_FIRST, HISTOGRAM_FIRST + HISTOGRAM_BUCKETS + 1, dtype=np.uint32)
     edges = (bits << np.uint32(HISTOGRAM_SHIFT)).view(np.float32).astype(np.float64)
@@ -235,3 +321,14 @@ def _of_sizes(counts: NDArray[np.int64], statistic: str) -> float:
     percent = 50.0 if statistic == "med" else float(statistic[2:-1])
     rank = max(1, math.ceil(percent / 100 * total))
     return float(edges[int(np.searchsorted(np.cumsum(counts), rank)) + 1])
+
+
+def _of_histogram(histogram: Histogram, statistic: str) -> float:
+    """Return a statistic, in milliseconds, of a histogram: at most 3 % too high."""
+    if statistic == "count":
+        return float(histogram.count)
+    if statistic == "avg":
+        return histogram.mean_s() * 1000
+    if statistic in ("min", "max"):
+        return histogram.bounds_s()[statistic == "max"] * 1000
+    return histogram.quantile_s(0.5 if statistic == "med" else float(statistic[2:-1]) / 100) * 1000

@@ -9,12 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
+import numpy as np
+
+from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
-from scenarios.metrics import Measurements
-from scenarios.result import DevicePoint, Note, WindowSample
+from scenarios.load_orders import LoadNews
+from scenarios.metrics import Measurements, histogram_statistic, labelled
+from scenarios.result import DevicePoint, FaultRecord, Note, WindowSample
 from scenarios.spec import Scenario
-from scenarios.workloads import groups_of
+from scenarios.workloads import expected_count, groups_of
 from twins.messages import TickOrder, TickSummary
 from twins.shipped import model_named
 
@@ -43,6 +47,20 @@ _REPORT_COUNTS: Final = (
     "reports_in_flight",
     "reports_buffered",
 )
+# What load processes tell, by the metric's name: counts, and histograms of durations.
+_WIRE_COUNTS: Final[Mapping[str, str]] = {
+    "connect_errors": "connect_errors",
+    "connections_lost": "lost_connections",
+    "messages_sent": "sent",
+    "messages_resent": "resent",
+    "messages_lost": "lost",
+    "deltas_received": "deltas",
+}
+_WIRE_TIMES: Final[Mapping[str, str]] = {
+    "ingest_latency": "ingest",
+    "connect_latency": "connecting",
+    "send_lag": "late",
+}
 _COUNTER_OF: Final[Mapping[str, str]] = {
     "accepted": "device_reports",
     "obeyed": "device_reports",
@@ -67,13 +85,22 @@ class Observer:
         self.virtual_s = 0.0
         self.device_values: dict[str, dict[str, Any]] = {}
         self.report_count = 0
+        self.abort_watch = AbortWatch(scenario.abort_on, self.measurements)
+        self._scenario = scenario
+        self._has_labels = any(
+            "{" in metric
+            for metric in (
+                *(one.metric for one in scenario.thresholds),
+                *(one.metric for one in scenario.abort_on),
+            )
+        )
         self._started_s = time.perf_counter()
-        self._simulated_count = sum(group.count for group in scenario.groups)
         self._has_devices = bool(scenario.devices)
         self._settable = {
             device.thing_name: [field.name for field in model_named(device.model).fields if field.is_settable]
             for device in scenario.devices
         }
+        self._wire_errors: dict[str, int] = {}
         self._asked: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     @property
@@ -104,25 +131,27 @@ class Observer:
             self.notes.append(Note(self.wall_s, text))
 
     def on_window(
-        self, orders: Sequence[TickOrder], summaries: Mapping[str, TickSummary], *, lag_ms: float | None
+        self,
+        orders: Sequence[TickOrder],
+        summaries: Mapping[str, TickSummary],
+        *,
+        lag_ms: float | None,
+        is_broken: bool = False,
     ) -> None:
-        """Take in what happened in one window of ticks of all groups."""
+        """Take in what happened in one window of ticks of all groups; `is_broken` as in `Invariants.on_window`."""
         total = TickSummary()
+        tick_count = orders[0].tick_count
+        expected = expected_count(self._scenario, orders[0].first_tick + tick_count)
         for order in orders:
             summary = summaries.get(order.group, TickSummary())
-            self.invariants.on_window(order, summary)
+            self.invariants.on_window(order, summary, is_broken=is_broken)
             total += summary
-        tick_count = orders[0].tick_count
-        connected_ratio = total.connected_count / self._simulated_count
-        add = self.measurements.add
-        add("reports", total.reports_arrived)
-        for name in _REPORT_COUNTS:
-            add(name, getattr(total, name))
-        self.measurements.add_histogram("report_latency", total.latency)
-        add("connected_ratio", connected_ratio)
-        add("delta_outstanding", total.delta_count)
+            if self._has_labels:
+                self._sample(summary, expected[order.group], group=order.group)
+        latencies = _latencies(total)
+        connected_ratio = self._sample(total, sum(expected.values()))
         if lag_ms is not None:
-            add("tick_lag", lag_ms)
+            self._add("tick_lag", lag_ms)
         self.report_count += total.reports_arrived
         self.windows.append(
             WindowSample(
@@ -132,8 +161,85 @@ class Observer:
                 connected_ratio=connected_ratio,
                 delta_outstanding=total.delta_count,
                 lag_ms=lag_ms,
+                reports_lost_per_s=total.reports_lost / tick_count,
+                reports_kept=total.reports_in_flight + total.reports_buffered,
+                latency_ms_med=latencies.get("med"),
+                latency_ms_p95=latencies.get("p(95)"),
+                latency_ms_p99=latencies.get("p(99)"),
             )
         )
+
+    def _add(self, name: str, value: float) -> None:
+        self.measurements.add(name, value)
+        self.abort_watch.recent.add(name, value)
+
+    def _sample(self, summary: TickSummary, expected: float, *, group: str = "") -> float:
+        """Take in the samples of one window, of one group or of all; return the share that is connected."""
+
+        def name_of(metric: str) -> str:
+            return labelled(metric, "group", group) if group else metric
+
+        self._add(name_of("reports"), summary.reports_arrived)
+        for name in _REPORT_COUNTS:
+            self._add(name_of(name), getattr(summary, name))
+        for measurements in (self.measurements, self.abort_watch.recent):
+            measurements.add_histogram(name_of("report_latency"), summary.latency)
+        self._add(name_of("delta_outstanding"), summary.delta_count)
+        if expected < 1:
+            # Nobody has to be there yet: that says nothing of connections.
+            return 1.0
+        # Who has just come may be connected already, and who is about to go, still.
+        connected_ratio = min(1.0, summary.connected_count / expected)
+        self._add(name_of("connected_ratio"), connected_ratio)
+        return connected_ratio
+
+    def on_fault(self, fault: FaultRecord) -> None:
+        """Take in what came of a fault; also after the time that counts, because recovering may take longer."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        times = {"recovery_time": fault.recovery_s}
+        if fault.layer != "simulated":
+            times["steady_time"] = fault.steady_s
+        for metric, seconds in times.items():
+            if seconds is None:
+                measurements.spoil(metric)
+            else:
+                measurements.add(metric, seconds * 1000)
+                measurements.add(labelled(metric, "fault", fault.name), seconds * 1000)
+        measurements.is_counting = is_counting
+
+    def on_audit(self, accepted: int, unknown: int) -> None:
+        """Take in what the auditor has counted."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        measurements.add("audit_accepted", accepted)
+        measurements.add("audit_unknown", unknown)
+        measurements.is_counting = is_counting
+
+    def on_settled(self, summaries: Mapping[str, TickSummary]) -> None:
+        """Take in what became of reports that were still under way when the last tick was over."""
+        for group, summary in summaries.items():
+            self.invariants.on_settled(group, summary)
+            self.measurements.add("reports", summary.reports_arrived)
+            self.measurements.add("reports_lost", summary.reports_lost)
+            self.measurements.add("reports_refused", summary.reports_refused)
+            self.report_count += summary.reports_arrived
+
+    def on_wire(self, news: LoadNews) -> None:
+        """Take in what happened on the wire."""
+        for metric, name in _WIRE_COUNTS.items():
+            self.measurements.add(metric, getattr(news, name))
+        for metric, name in _WIRE_TIMES.items():
+            self.measurements.merge(metric, getattr(news, name))
+        for reason, count in news.errors.items():
+            if reason not in self._wire_errors:
+                self.note(f"wire: {count} connections ended or failed: {reason}")
+            self._wire_errors[reason] = self._wire_errors.get(reason, 0) + count
+
+    def note_wire(self) -> None:
+        """Note how often each reason was met for which a connection on the wire ended or failed."""
+        for reason, count in self._wire_errors.items():
+            self.note(f"wire: {count} connections ended or failed in all: {reason}")
 
     def on_asked(self, thing_name: str, state: Mapping[str, Any]) -> None:
         """Note that a desired change of a real device is about to be asked for."""
@@ -145,12 +251,12 @@ class Observer:
         """Take in something that a real device has seen."""
         name = _COUNTER_OF.get(event.kind)
         if name is not None:
-            self.measurements.add(name, 1)
+            self._add(name, 1)
         if event.message:
             self.note(f"{thing_name}: {event.kind}: {event.message}")
         if event.kind in ("accepted", "obeyed"):
             self.invariants.on_accepted(thing_name, event.version)
-            self.measurements.add("device_round_trip", event.latency_ms)
+            self._add("device_round_trip", event.latency_ms)
             self.device_values.setdefault(thing_name, {}).update(event.state)
             self._plot(thing_name, "reported", event.state)
         if event.kind == "obeyed":
@@ -161,7 +267,7 @@ class Observer:
         settable = {name: wished[name] for name in self._settable.get(thing_name, ()) if name in wished}
         if settable and contains(state, settable):
             del self._asked[thing_name]
-            self.measurements.add("delta_to_reported", (time.perf_counter() - asked_s) * 1000)
+            self._add("delta_to_reported", (time.perf_counter() - asked_s) * 1000)
 
     def _plot(
         self, thing_name: str, section: Literal["desired", "reported"], state: Mapping[str, Any]
@@ -171,3 +277,11 @@ class Observer:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
                 self.device_points.append(point)
+
+
+def _latencies(total: TickSummary) -> dict[str, float]:
+    """Return percentiles of how long the reports took that arrived, in milliseconds; nothing where none is known."""
+    if not any(total.latency):
+        return {}
+    counts = np.array(total.latency, np.int64)
+    return {statistic: histogram_statistic(counts, statistic) for statistic in ("med", "p(95)", "p(99)")}

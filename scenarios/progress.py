@@ -37,6 +37,7 @@ class Frame:
     lag_ms: float | None = None
     hold: str = ""
     failed_count: int = 0
+    faults: tuple[str, ...] = ()
     devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -132,6 +133,8 @@ def line_of(frame: Frame) -> str:
     if frame.lag_ms is not None:
         parts.append(f"lag {frame.lag_ms:,.0f} ms")
     parts += [f"{name} {_values(values)}" for name, values in frame.devices.items()]
+    if frame.faults:
+        parts.append(f"faults: {', '.join(frame.faults)}")
     if frame.hold:
         parts.append(f"held: {frame.hold}")
     parts.append(_verdict(frame))
@@ -157,6 +160,8 @@ def display_of(frame: Frame) -> RenderableType:
         table.add_row("real", f"{name} · {_values(values)}")
     if frame.lag_ms is not None:
         table.add_row("lag", f"{frame.lag_ms:,.0f} ms behind the intended time")
+    if frame.faults:
+        table.add_row("faults", Text(", ".join(frame.faults), style="yellow"))
     verdict = _verdict(frame)
     table.add_row("so far", Text(verdict, style="red" if frame.failed_count else "green"))
     head = Text.assemble((frame.scenario, "bold"), "  ", frame.stage)

@@ -17,7 +17,7 @@ import jinja2
 import msgspec
 
 from scenarios.checks import shown
-from scenarios.metrics import CATALOGUE
+from scenarios.metrics import metric_of
 from scenarios.plots import Band, Line, Plot, Points, format_time, svg_of, thin
 from scenarios.result import Judgement, RunResult
 
@@ -120,7 +120,11 @@ def report_html(result: RunResult) -> str:
         sections={title: judgements for title, judgements in sections.items() if judgements},
         plots=[(plot, svg) for plot in plots_of(result) if (svg := svg_of(plot))],
         metrics=[
-            (CATALOGUE[name], {kind: shown(name, kind, value) for kind, value in values.items()})
+            (
+                name,
+                metric_of(name).meaning,
+                {kind: shown(name, kind, value) for kind, value in values.items()},
+            )
             for name, values in result.metrics.items()
         ],
     )

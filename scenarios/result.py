@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 Outcome = Literal["PASS", "FAIL", "NO_DATA"]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOTHING_RAN", "INTERRUPTED"]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "ABORTED", "NOTHING_RAN", "INTERRUPTED"]
 
 EXIT_CODES: Final[Mapping[Verdict, int]] = {
     "PASS": 0,
     "FAIL": 1,
     "INCONCLUSIVE": 3,
+    "ABORTED": 4,
     "NOTHING_RAN": 5,
     # As a shell tells that SIGINT (2) ended a program: 128 + 2.
     "INTERRUPTED": 130,
@@ -64,6 +65,51 @@ class WindowSample:
     connected_ratio: float
     delta_outstanding: int
     lag_ms: float | None
+    reports_lost_per_s: float = 0.0
+    # Reports under way, and those that devices keep because they are offline.
+    reports_kept: int = 0
+    # Of reports that arrived in this window, groups with a network only: how long that took, in milliseconds.
+    latency_ms_med: float | None = None
+    latency_ms_p95: float | None = None
+    latency_ms_p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPhase:
+    """What was measured before, during or after a fault, by the name of what was measured; empty where nothing was."""
+
+    name: Literal["before", "during", "after"]
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRecord:
+    """One fault as it happened, in both times of the run (seconds since its start).
+
+    `recovery_s` is the time from the fault's end until all was served again, `steady_s` until answers were steadily as
+    quick as before it; None where that was not seen. Those of simulated faults are virtual time, the others real time.
+    `phases`: from the fault's end on it is *after* until the recovery, or the run's end.
+    """
+
+    name: str
+    layer: Literal["simulated", "platform", "wire"]
+    action: str
+    target: str
+    virtual_begin_s: float
+    virtual_end_s: float
+    wall_begin_s: float
+    wall_end_s: float
+    recovery_s: float | None = None
+    steady_s: float | None = None
+    phases: tuple[FaultPhase, ...] = ()
+    detail: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Return whether it was recovered from; of what a simulated fleet did not come back from, nothing is known."""
+        if self.recovery_s is not None:
+            return "PASS"
+        return "NO_DATA" if self.layer == "simulated" else "FAIL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +171,7 @@ class RunResult:
     assertions: tuple[Judgement, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     holds: tuple[Hold, ...] = ()
+    faults: tuple[FaultRecord, ...] = ()
     windows: tuple[WindowSample, ...] = ()
     device_points: tuple[DevicePoint, ...] = ()
     notes: tuple[Note, ...] = ()
@@ -142,4 +189,9 @@ class RunResult:
     def outcomes(self) -> list[Outcome]:
         """Return the outcome of everything that was judged."""
         judged: list[Any] = [*self.thresholds, *self.checks, *self.assertions, *self.steps]
-        return [record.outcome for record in judged]
+        return [record.outcome for record in (*judged, *judged_recoveries(self.faults))]
+
+
+def judged_recoveries(faults: Sequence[FaultRecord]) -> list[FaultRecord]:
+    """Return the faults whose recovery is an expectation of its own: those of what is not simulated."""
+    return [fault for fault in faults if fault.layer != "simulated"]

@@ -37,7 +37,7 @@ def create(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Many devices, from a CSV file: columns name, model, thing_type, groups (a;b), attributes.",
+            help="Many devices, from a CSV file: columns name, model, thing_type, groups (a;b); others are attributes.",
         ),
     ] = None,
     out: Annotated[

@@ -26,6 +26,13 @@ class FleetKind(StrEnum):
     RAY = "ray"
 
 
+class PathWord(StrEnum):
+    """How simulated devices reach their twins."""
+
+    ENGINE = "engine"
+    WIRE = "wire"
+
+
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.", show_default=False)],
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -40,6 +47,18 @@ def run(
     seed: Annotated[
         int | None, typer.Option(metavar="S", min=0, help="A seed instead of the scenario's.")
     ] = None,
+    path: Annotated[
+        PathWord | None,
+        typer.Option(
+            help="All groups on this path, whatever the scenario says. engine: simulated in their twins. wire: "
+            "real MQTT connections, each device with its own certificate.",
+            show_default=False,
+        ),
+    ] = None,
+    load_processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Processes that have the connections of path wire."),
+    ] = None,
     keep_fleet: Annotated[
         bool, typer.Option("--keep-fleet", help="Leave the scenario's groups and things in the platform.")
     ] = False,
@@ -51,14 +70,18 @@ def run(
     """
     if shards is not None and fleet is FleetKind.RAY:
         raise UsageFault("--shards goes with --fleet local: a platform has its number of shards for good")
+    if path is PathWord.WIRE and fleet is FleetKind.LOCAL:
+        raise UsageFault(
+            "--path wire needs a platform, whose broker devices connect to: leave --fleet local out"
+        )
     # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
     from rich.console import Console  # noqa: PLC0415
 
     from scenarios.engine import RunOptions  # noqa: PLC0415
-    from scenarios.errors import NameTaken, ScenarioInvalid  # noqa: PLC0415
+    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
     from scenarios.progress import progress_for  # noqa: PLC0415
     from scenarios.reading import load_scenario, reseeded  # noqa: PLC0415
-    from scenarios.run import DEFAULT_SHARD_COUNT, run_locally, run_on_platform  # noqa: PLC0415
+    from scenarios.run import DEFAULT_SHARD_COUNT, on_path, run_locally, run_on_platform  # noqa: PLC0415
 
     reports_dir = DataDirectory(data_dir).reports
     options = RunOptions(
@@ -66,12 +89,13 @@ def run(
     )
     try:
         scenario = reseeded(load_scenario(file), seed)
+        scenario = on_path(scenario, path.value if path else None, load_processes)
         if fleet is FleetKind.RAY:
             result = run_on_platform(scenario, data_dir, options=options)
         else:
             shard_count = shards or DEFAULT_SHARD_COUNT
             result = run_locally(scenario, shard_count, reports_dir=reports_dir, options=options)
-    except (ScenarioInvalid, NameTaken) as error:
+    except (ScenarioInvalid, NameTaken, FaultImpossible) as error:
         raise UsageFault(str(error)) from None
     except WorldError as error:
         raise PlatformUnreachable(str(error)) from None
@@ -89,5 +113,10 @@ def _print_result(result: RunResult, reports_dir: Path) -> None:
     for step in result.steps:
         if step.outcome != "PASS":
             print_line(f"{step.outcome}: {step.name}: {step.detail}")
+    for fault in result.faults:
+        if fault.outcome == "FAIL":
+            print_line(
+                f"FAIL: {fault.name}: what {fault.action} of {fault.target} broke was not served again"
+            )
     print_line(f"verdict: {result.verdict} ({result.reason})")
     print_line(f"report: {reports_dir / result.run_id / 'report.html'}")

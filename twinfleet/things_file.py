@@ -22,6 +22,8 @@ _DEFAULT_MODEL: Final = "thermostat"
 _GROUPS_APART: Final = ";"
 _ATTRIBUTE_PREFIX: Final = "attributes."
 _OWN_COLUMNS: Final = ("name", "model", "thing_type", "groups")
+# What somebody would write who takes one column for all of them.
+_NO_COLUMN: Final = "attributes"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ def _columns(heading: list[str], path: Path) -> list[str]:
     if "name" not in columns:
         present = _brief(", ".join(columns) or "nothing")
         text = f"has no column `name` (but: {present}); name the columns on the first line"
+        raise UsageFault(f"{path}:1: {text}")
+    if _NO_COLUMN in columns:
+        text = "each attribute has a column of its own, such as `attributes.site`; name them, in place of `attributes`"
         raise UsageFault(f"{path}:1: {text}")
     seen: set[str] = set()
     for column in columns:

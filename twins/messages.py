@@ -210,8 +210,9 @@ class TickSummary(msgspec.Struct, frozen=True, array_like=True):
     `delta_count` (twins whose desired and reported state differ) describe the end of the last tick.
 
     Of reports that did not simply arrive, `reports_lost` never will, `reports_refused` arrived damaged,
-    `reports_silent` were not sent because the device hangs, `reports_dropped` were kept by a device and had to make
-    room; `reports_in_flight` and `reports_buffered` describe the end of the last tick. From a group's first tick on
+    `reports_silent` were not sent because the device hangs or is not there by plan, `reports_dropped` were kept by a
+    device and had to make room; `reports_in_flight` and `reports_buffered` describe the end of the last tick. From a
+    group's first tick on
     due = arrived + offline + lost + refused + silent + dropped + in flight + buffered.
 
     Of those that arrived, `reports_delayed` did so in a later tick than they were meant for, `reports_reordered` after

@@ -9,15 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from actors.processes import wait_until
-from scenarios.history import Answered, Event, Outcome, Sent, encode_event
+from scenarios.audit_progress import AuditProgress
 from scenarios.history import Fault as FaultEvent
+from scenarios.history import encode_event
 from tests.chaos.stage import Stage, TrialFailed
 
 _LOAD_TIMEOUT_S: Final = 60.0
@@ -27,7 +27,6 @@ _SETTLE_S: Final = 90
 _LOAD_DURATION: Final = "1h"
 # Between the load's begin, or a recovery, and the next blow: so many accepted updates, as the seed draws.
 _ACCEPTED_BETWEEN: Final = (5, 40)
-_decode: Final = msgspec.json.Decoder(Event).decode
 
 
 @dataclass(frozen=True)
@@ -42,59 +41,6 @@ class Size:
 
 SHORT: Final = Size(things=6, rate=60, blows=1, is_full=False)
 FULL: Final = Size(things=8, rate=120, blows=2, is_full=True)
-
-
-class Progress:
-    """Reads the auditor's history while it is written: what of each thing was accepted, and when it had been sent."""
-
-    def __init__(self, path: Path) -> None:
-        self.accepted_count = 0
-        self._path = path
-        self._offset = 0
-        self._sent: dict[tuple[str, int], Sent] = {}
-        # By thing and way: when it was sent, and when it was answered.
-        self._accepted: dict[tuple[str, bool], list[tuple[float, float]]] = {}
-
-    @property
-    def thing_names(self) -> list[str]:
-        """Return the things that were written to."""
-        return sorted({thing_name for thing_name, _ in self._accepted})
-
-    def read(self) -> None:
-        """Take in what has been written since the last time."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            self._take(_decode(line))
-
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Sent) and event.values:
-            self._sent[event.client, event.number] = event
-            self._accepted.setdefault((event.thing_name, event.is_direct), [])
-        elif isinstance(event, Answered) and event.outcome is Outcome.OK:
-            sent = self._sent.get((event.client, event.number))
-            if sent is not None:
-                self.accepted_count += 1
-                self._accepted[sent.thing_name, sent.is_direct].append((sent.at_s, event.at_s))
-
-    def is_served(self, since_s: float, *, way_count: int) -> bool:
-        """Tell whether something that was sent since then was accepted, of every thing and in both ways."""
-        self.read()
-        served = [bool(times) and times[-1][0] > since_s for times in self._accepted.values()]
-        return all(served) and len(served) >= way_count
-
-    def longest_silence_s(self, since_s: float) -> float:
-        """Return the longest time since then in which nothing was accepted of a thing in one of both ways."""
-        longest_s = 0.0
-        for times in self._accepted.values():
-            answered = [since_s, *(answered_s for _, answered_s in times if answered_s > since_s)]
-            longest_s = max([longest_s, *(later - earlier for earlier, later in pairwise(answered))])
-        return longest_s
 
 
 class Auditor:
@@ -112,7 +58,7 @@ class Auditor:
         beside = [self.faults, *(directory / name for name in others)]
         for path in beside:
             path.write_bytes(b"")
-        self.progress = Progress(self.history)
+        self.progress = AuditProgress(self.history)
         self._size = size
         options = {
             "data-dir": stage.data_dir,

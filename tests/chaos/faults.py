@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -14,7 +13,8 @@ from typing import Final, Protocol
 
 import psutil
 
-from tests.chaos.stage import Stage, send
+from actors.platform_processes import fill_disk, send
+from tests.chaos.stage import Stage
 
 # A crash that follows the last one as soon as this does not let a part become useful.
 _KILL_AGAIN_EVERY_S: Final = 0.1
@@ -24,7 +24,6 @@ _SLOW_WRITES_S: Final = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 3.0)
 _FAST_S: Final = 0.01
 # A clock that was wrong by more than the life of any lease or signature, either way.
 _CLOCK_JUMP_S: Final = 3600.0
-_FILL_BYTES: Final = 1 << 20
 
 
 class Load(Protocol):
@@ -174,19 +173,7 @@ class DiskFull(Fault):
         return stage.has_small_disk
 
     def strike(self, stage: Stage, draws: random.Random) -> None:
-        assert stage.has_small_disk, "the disk of the machine is not for filling"
-        ballast = stage.data_dir / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            for size in (_FILL_BYTES, 4096, 1):
-                while self._fill(file.fileno(), size):
-                    pass
-
-    @staticmethod
-    def _fill(descriptor: int, size: int) -> bool:
-        try:
-            return os.write(descriptor, bytes(size)) == size
-        except OSError:
-            return False
+        fill_disk(stage.data_dir / "ballast")
 
     def mend(self, stage: Stage) -> None:
         (stage.data_dir / "ballast").unlink()

@@ -32,12 +32,13 @@ from urllib.parse import urlsplit
 import psutil
 
 from actors.errors import WorldError
+from actors.platform_processes import send
 from actors.processes import wait_until
 from actors.shard_keeper import LEASE_S
 from scenarios.history import Answered, Event, Outcome, Sent, read_history
 from tests.chaos.faults import Fault, Load
 from tests.chaos.network import HEAD_ADDRESS
-from tests.chaos.stage import NODE, Stage, TrialFailed, send
+from tests.chaos.stage import NODE, Stage, TrialFailed
 from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import STOP_TIMEOUT_S
 from twins.sharding import shard_of

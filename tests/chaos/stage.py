@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import httpx
 import psutil
 
 from actors.placement import Change, Placement, PlacementStore
+from actors.platform_processes import SMALL_DISK_BYTES_MAX, is_small_disk, processes_of
 from actors.processes import free_port
 from actors.settings import UrlEndpoint
 from tests.chaos.network import HEAD_ADDRESS, NODE_ADDRESS, Network, own_network
@@ -25,18 +25,16 @@ from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
 
 SEAMS: Final = Path(__file__).with_name("seams")
-# The parts of a platform, and how the command lines of their processes begin.
+# The parts of a platform as trials call them, and the components that they are.
 PARTS: Final[Mapping[str, str]] = {
-    "shard actor": "ray::ShardActor",
-    "bridge": "ray::BridgeActor",
-    "gateway": "ray::GatewayActor",
-    "store": "redis-server",
-    "broker": "mosquitto",
-    "gcs": "gcs_server",
-    "raylet": "raylet",
+    "shard actor": "shard",
+    "bridge": "bridge",
+    "gateway": "gateway",
+    "store": "redis",
+    "broker": "broker",
+    "gcs": "metadata",
+    "raylet": "node",
 }
-# Room for logs, journal and snapshots of a whole suite, and little enough to be filled in a moment.
-_DISK_BYTES: Final = 512 << 20
 
 
 # The further node that some trials have.
@@ -93,8 +91,7 @@ class Stage:
     @property
     def has_small_disk(self) -> bool:
         """Tell whether the platform's files lie on a file system that may be filled."""
-        system = os.statvfs(self.data_dir)
-        return system.f_frsize * system.f_blocks <= _DISK_BYTES
+        return is_small_disk(self.data_dir)
 
     @property
     def has_ended(self) -> bool:
@@ -111,7 +108,7 @@ class Stage:
         """Return the processes of a part that run at present."""
         if part == "supervisor":
             return [psutil.Process(self.platform.process.pid)]
-        return [each for each in self.platform.processes() if _begins(each, PARTS[part])]
+        return processes_of(PARTS[part], self.platform.processes())
 
     def is_whole(self) -> bool:
         """Tell whether as many processes of every part run as when the platform was started."""
@@ -119,11 +116,11 @@ class Stage:
 
     def _count(self) -> dict[str, int]:
         running = self.platform.processes()
-        return {part: sum(_begins(each, name) for each in running) for part, name in PARTS.items()}
+        return {part: len(processes_of(component, running)) for part, component in PARTS.items()}
 
     def one_of(self, part: str, draws: random.Random) -> psutil.Process:
         """Return one process of a part; there must be one."""
-        found = sorted(self.processes(part), key=lambda process: process.pid)
+        found = self.processes(part)
         assert found, f"no {part} runs"
         return draws.choice(found)
 
@@ -172,20 +169,6 @@ class Stage:
         self.platform.end()
 
 
-def _begins(process: psutil.Process, name: str) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    return bool(command) and (Path(command[0]).name if "::" not in name else command[0]).startswith(name)
-
-
-def send(process: psutil.Process, number: signal.Signals) -> None:
-    """Send a signal to a process, if it still is that process."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
 @contextlib.contextmanager
 def stage_in(directory: Path) -> Iterator[Stage]:
     """Give a platform that serves, on a small file system and in a network of its own where the machine allows it.
@@ -205,7 +188,15 @@ def stage_in(directory: Path) -> Iterator[Stage]:
 @contextlib.contextmanager
 def _small_disk(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES},mode=0700", "tmpfs", str(directory)]
+    command = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={SMALL_DISK_BYTES_MAX},mode=0700",
+        "tmpfs",
+        str(directory),
+    ]
     # Only root may; in a container not even he.
     is_mounted = (
         os.geteuid() == 0 and not subprocess.run(command, check=False, capture_output=True).returncode

@@ -9,37 +9,73 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from actors.mqtt_packets import (
+    ACCEPTED,
+    CONNACK,
+    CONNECT,
+    DISCONNECT,
+    DISCONNECT_KIND,
+    MQTT_5,
+    MQTT_311,
+    PING,
+    PINGRESP,
+    PUBACK,
+    PUBLISH,
+    SUBACK,
+    SUBSCRIBE,
+    Connect,
+    Packet,
+    PacketReader,
+    Will,
+    acknowledge,
+    field,
+    length_of,
+    packet,
+    publish,
+    read_arrival,
+    subscribe,
+)
+
+# The packets stand here too for the tests that write them.
+__all__ = [
+    "ACCEPTED",
+    "CONNACK",
+    "CONNECT",
+    "DISCONNECT",
+    "DISCONNECT_KIND",
+    "MQTT_5",
+    "MQTT_311",
+    "PING",
+    "PINGRESP",
+    "PUBACK",
+    "PUBLISH",
+    "SUBACK",
+    "SUBSCRIBE",
+    "Connect",
+    "Message",
+    "Packet",
+    "RawClient",
+    "RawSession",
+    "Refused",
+    "Will",
+    "field",
+    "length_of",
+    "packet",
+    "publish",
+    "subscribe",
+]
+
 # A local broker answers in milliseconds; a loaded machine gets the rest.
 ANSWER_TIMEOUT_S: Final = 20.0
-MQTT_311: Final = 4
-MQTT_5: Final = 5
-# Kinds of packets (MQTT 5, 2.1.2), as they stand in the upper half of a packet's first byte.
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 1, 2, 3, 4, 8, 9
-PINGRESP, DISCONNECT_KIND = 13, 14
-PING: Final = b"\xc0\x00"
-DISCONNECT: Final = b"\xe0\x00"
-ACCEPTED: Final = 0
 
 
 class Refused(Exception):
     """The broker has refused a CONNECT or closed the connection."""
-
-
-class Packet(NamedTuple):
-    """One packet as it came: its first byte, and what follows its length."""
-
-    first: int
-    body: bytes
-
-    @property
-    def kind(self) -> int:
-        """The kind of the packet."""
-        return self.first >> 4
 
 
 class Message(NamedTuple):
@@ -49,90 +85,6 @@ class Message(NamedTuple):
     payload: bytes
 
 
-@dataclass(frozen=True)
-class Will:
-    """A message that the broker publishes for a client that goes without a word."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    is_retained: bool = False
-
-
-def length_of(count: int) -> bytes:
-    """Return a variable byte integer (MQTT 5, 1.5.5)."""
-    encoded = bytearray()
-    while True:
-        count, digit = count >> 7, count & 127
-        encoded.append(digit | 128 if count else digit)
-        if not count:
-            return bytes(encoded)
-
-
-def field(content: str | bytes) -> bytes:
-    """Return text or binary content with its length in two bytes before it."""
-    content = content.encode() if isinstance(content, str) else content
-    return len(content).to_bytes(2, "big") + content
-
-
-def packet(first: int, body: bytes) -> bytes:
-    """Return a packet with its true length."""
-    return bytes((first,)) + length_of(len(body)) + body
-
-
-@dataclass(frozen=True)
-class Connect:
-    """A CONNECT, field by field; `version` and `protocol` may be ones that do not exist."""
-
-    client_id: str | bytes = b""
-    version: int = MQTT_311
-    protocol: bytes = b"MQTT"
-    is_clean: bool = True
-    keep_alive_s: int = 60
-    user_name: str | None = None
-    password: str | None = None
-    will: Will | None = None
-
-    def encode(self) -> bytes:
-        """Return the packet."""
-        properties = b"\x00" if self.version == MQTT_5 else b""
-        flags = 0x02 if self.is_clean else 0
-        payload = field(self.client_id)
-        if self.will is not None:
-            flags |= 0x04 | self.will.qos << 3 | self.will.is_retained << 5
-            payload += properties + field(self.will.topic) + field(self.will.payload)
-        if self.user_name is not None:
-            flags |= 0x80
-            payload += field(self.user_name)
-        if self.password is not None:
-            flags |= 0x40
-            payload += field(self.password)
-        head = field(self.protocol) + bytes((self.version, flags)) + self.keep_alive_s.to_bytes(2, "big")
-        return packet(0x10, head + properties + payload)
-
-
-def publish(
-    topic: str | bytes,
-    payload: bytes = b"{}",
-    *,
-    version: int = MQTT_311,
-    packet_id: int = 0,
-    is_retained: bool = False,
-) -> bytes:
-    """Return a PUBLISH, at QoS 1 where it has a packet id and else at QoS 0."""
-    identifier = packet_id.to_bytes(2, "big") if packet_id else b""
-    properties = b"\x00" if version == MQTT_5 else b""
-    first = 0x30 | (0x02 if packet_id else 0) | is_retained
-    return packet(first, field(topic) + identifier + properties + payload)
-
-
-def subscribe(filters: Sequence[str | bytes], *, version: int = MQTT_311, packet_id: int = 1) -> bytes:
-    """Return a SUBSCRIBE to all the filters at QoS 1."""
-    properties = b"\x00" if version == MQTT_5 else b""
-    wanted = b"".join(field(each) + b"\x01" for each in filters)
-    return packet(0x82, packet_id.to_bytes(2, "big") + properties + wanted)
-
-
 class RawSession:
     """One connection: sends what it is given, and keeps count of what comes back."""
 
@@ -140,7 +92,8 @@ class RawSession:
         """Use a connected socket, whose owner closes it; `version` says how messages are to be read."""
         self.link: Final = link
         self._version: Final = version
-        self._received = bytearray()
+        self._reader = PacketReader()
+        self._packets: list[Packet] = []
         # Messages that came while something else was waited for.
         self._messages: list[Message] = []
 
@@ -151,9 +104,7 @@ class RawSession:
 
     def next_packet(self) -> Packet | None:
         """Return the next packet, None when the broker has closed the connection; TimeoutError if nothing comes."""
-        while True:
-            if (found := self._take()) is not None:
-                return found
+        while not self._packets:
             try:
                 chunk = self.link.recv(65_536)
             except TimeoutError:
@@ -162,21 +113,8 @@ class RawSession:
                 return None
             if not chunk:
                 return None
-            self._received += chunk
-
-    def _take(self) -> Packet | None:
-        received, length, shift = self._received, 0, 0
-        for position in range(1, min(len(received), 5)):
-            length |= (received[position] & 127) << shift
-            shift += 7
-            if received[position] < 128:
-                end = position + 1 + length
-                if len(received) < end:
-                    return None
-                found = Packet(received[0], bytes(received[position + 1 : end]))
-                del received[:end]
-                return found
-        return None
+            self._packets += self._reader.feed(chunk)
+        return self._packets.pop(0)
 
     def until(self, kind: int) -> Packet:
         """Return the next packet of a kind; messages before it are acknowledged and kept for `messages`."""
@@ -190,15 +128,10 @@ class RawSession:
                 self._messages.append(self._acknowledged(found))
 
     def _acknowledged(self, found: Packet) -> Message:
-        topic_end = 2 + int.from_bytes(found.body[:2], "big")
-        topic, rest = found.body[2:topic_end].decode(), found.body[topic_end:]
-        if found.first & 0x06:
-            self.send(packet(0x40, rest[:2]))
-            rest = rest[2:]
-        if self._version == MQTT_5:
-            # Those of a message of ours are few, so their length is one byte.
-            rest = rest[1 + rest[0] :]
-        return Message(topic, rest)
+        arrival = read_arrival(found, version=self._version)
+        if arrival.packet_id:
+            self.send(acknowledge(arrival.packet_id))
+        return Message(arrival.topic, arrival.payload)
 
     def messages(self) -> list[Message]:
         """Return all messages that the broker had for this session before now, each of them once.

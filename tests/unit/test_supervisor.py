@@ -10,7 +10,8 @@ import pytest
 
 from actors import supervisor
 from actors.errors import StoreError
-from actors.supervisor import Supervisor
+from actors.supervisor import Supervisor, mistakes_survived
+from twins.errors import ModelError
 
 DEADLINE_S = 5.0
 
@@ -23,13 +24,22 @@ class Lamp:
         self.pid = 1
         self.is_broken = False
         self.failures = 0
+        self.dark = ""
+        self.mistakes: list[Exception] = []
         self._diary = diary
 
     async def trouble(self) -> str:
+        if self.mistakes:
+            raise self.mistakes.pop()
         return f"{self.role} broke" if self.is_broken else ""
+
+    def obstacle(self) -> str:
+        return self.dark
 
     async def revive(self) -> None:
         self._diary.append(self.role)
+        if self.mistakes:
+            raise self.mistakes.pop()
         if self.failures:
             self.failures -= 1
             raise StoreError("no current")
@@ -101,6 +111,60 @@ async def test_a_part_that_needs_nothing_of_what_is_down_is_brought_back_meanwhi
             await asyncio.sleep(0)
         assert not found.is_ready("store")
         assert found.is_ready("broker")
+
+
+async def test_a_mistake_in_the_turn_of_one_part_is_not_the_end_of_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    diary: list[str] = []
+    store, broker = Lamp("store", diary), Lamp("broker", diary)
+    # The first when it is asked, the second when it is brought back.
+    store.mistakes = [KeyError("brought back"), Exception("asked")]
+    async with watching(store, broker) as found:
+        while not diary:
+            await asyncio.sleep(0)
+        assert "it can't be asked: Exception('asked')" in found.statuses()[0].reason
+        broker.is_broken = True
+        await until_ready(found, 2)
+    assert sorted(diary) == ["broker", "store", "store"]
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        "store 0: a mistake in this program"
+    ] * 2
+
+
+@pytest.mark.parametrize("error", [Exception("asked"), ModelError("no such fleet")])
+def test_a_mistake_in_what_is_done_beside_the_parts_is_written_down(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(how: Exception) -> None:
+        raise how
+
+    with mistakes_survived("standing fleets"):
+        fail(error)
+    [record] = caplog.records
+    assert (record.message, record.exc_info is not None) == (
+        "standing fleets: a mistake in this program",
+        True,
+    )
+    with pytest.raises(StoreError), mistakes_survived("standing fleets"):
+        fail(StoreError("away"))
+
+
+async def test_when_what_stood_in_the_way_is_gone_nobody_waits_out_the_back_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Longer than anybody waits here.
+    monkeypatch.setattr(supervisor, "_RETRY_DELAY_MAX_S", 3600.0)
+    monkeypatch.setattr(supervisor, "_RETRY_DELAY_MIN_S", 3600.0)
+    diary: list[str] = []
+    store = Lamp("store", diary)
+    store.dark, store.is_broken, store.failures = "the disk is full", True, 1
+    async with watching(store) as found:
+        while diary != ["store"] or "no current" not in found.statuses()[0].reason:
+            await asyncio.sleep(0)
+        store.dark = ""
+        await until_ready(found, 1)
+    assert diary == ["store"] * 2
 
 
 async def test_a_part_is_taken_up_started_watched_and_let_go() -> None:

@@ -57,6 +57,7 @@ def test_the_model_of_the_command_is_for_rows_without_one(tmp_path: Path) -> Non
         ("", 1, "column `name`"),
         ("nome,model\na,\n", 1, "column `name`"),
         ("name,site,attributes.site\na,b,c\n", 1, "'attributes.site' is there twice"),
+        ("name,attributes\na,site=ber\n", 1, "such as `attributes.site`"),
         ("name,\na,b\n", 1, "has no name"),
         ("name\na.b\n", 2, "thing name"),
         ("name\n" + "x" * 129 + "\n", 2, "thing name"),

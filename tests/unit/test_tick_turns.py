@@ -12,6 +12,7 @@ from actors.journal import Applied, GroupCreated, Record, Ticked
 from actors.shard_keeper import apply_again
 from actors.tick_turns import TURN_S, TickTurns, Work
 from twins.errors import ModelError
+from twins.faults import Fault
 from twins.messages import Batch, GroupOrder, Operation, Request, TickOrder, TickSummary
 from twins.model import Group
 from twins.shard import Shard
@@ -121,6 +122,19 @@ def test_a_turn_that_takes_too_long_ends_in_the_middle_of_a_tick() -> None:
     # It goes on with what is in the journal already.
     assert shelf.windows() == before
     assert turns.longest_s > TURN_S
+
+
+def test_faults_reach_the_shard_by_turns_too_and_stand_in_its_journal() -> None:
+    shelf = Shelf()
+    order = TickOrder("homes", 0, 12, faults=[Fault("outage", "disconnect", 3, 9)])
+    left: list[Work] = [(0, 0)]
+    turns, total = TickTurns(Stopwatch(1e-4)), TickSummary()
+    while left:
+        turn = turns.turn(shelf, left, [order])  # type: ignore[arg-type]  # all that it needs of a keeper
+        total, left = total + turn.summaries[0], turn.left
+    assert total == Shelf().shard(0).tick(order)
+    assert (total.connected_count, total.reports_offline > 0) == (0, True)
+    assert dump_shard(shelf.again()[0]) == dump_shard(shelf.shard(0))
 
 
 @pytest.mark.parametrize("step_s", [1e-4, TURN_S])
