@@ -19,8 +19,10 @@ from twinfleet import (
     commands_backup,
     commands_certificate,
     commands_cluster,
+    commands_command,
     commands_device,
     commands_fleet,
+    commands_job,
     commands_key,
     commands_model,
     commands_platform,
@@ -53,6 +55,8 @@ app.add_typer(commands_twin.app, name="twin")
 app.add_typer(commands_device.app, name="device")
 app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
+app.add_typer(commands_job.app, name="job")
+app.add_typer(commands_command.app, name="command")
 app.add_typer(commands_model.app, name="model")
 app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
