@@ -52,7 +52,7 @@ def echoing_broker(data_dir: Path) -> Iterator[MosquittoBroker]:
     broker.start()
     internal = broker.internal
     command = [sys.executable, "-m", "tests.bench.echo_subscriber", internal.host, str(internal.port)]
-    command += [internal.user_name, internal.password]
+    command += [internal.user_name, internal.password, "4"]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:
             if subscriber.stdout is None or subscriber.stdout.readline().strip() != "ready":
