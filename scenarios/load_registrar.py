@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +34,8 @@ Described = tuple[str, Mapping[str, str]]
 
 async def register_devices(
     devices: Sequence[Described], model: str, registrar: Registrar, directory: Path
-) -> None:
-    """Register devices, names and attributes, and write NAME.pem for each into the directory.
+) -> AsyncIterator[str]:
+    """Register devices, names and attributes, write NAME.pem for each into the directory, and give each name then.
 
     NameTaken if one was there before, DeviceFailed if one is refused. A model that did not come along with the platform
     is unknown there: its devices are registered without one.
@@ -50,8 +50,11 @@ async def register_devices(
                 for (name, attributes), key in zip(batch, keys, strict=True)
             ]
             results = await _post(client, things)
-            for result, key in zip(results, keys, strict=True):
+            # Those that are refused come last: what was created has to be known to whoever cleans up.
+            pairs = sorted(zip(results, keys, strict=True), key=lambda pair: pair[0]["outcome"] != "created")
+            for result, key in pairs:
                 _keep(result, key, directory)
+                yield result["thing_name"]
 
 
 async def delete_things(names: Sequence[str], registrar: Registrar) -> None:

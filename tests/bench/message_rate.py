@@ -67,7 +67,8 @@ def _listens(port: int) -> bool:
 
 def rate_of(command: list[str], broker: psutil.Process, packet_bytes: int) -> tuple[float, float]:
     """Return messages a second that the broker has read from what a command publishes, and those that it counted."""
-    arguments = [sys.executable, "-m", *command]
+    # Locust uses an interface of paho's that is about to go, and says so for each connection.
+    arguments = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", *command]
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True) as process:
         if process.stdin is None or process.stdout is None or process.stdout.readline().strip() != "ready":
