@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from actors.errors import Overloaded
@@ -20,13 +21,13 @@ def submit(method: Any, *arguments: Any, **named: Any) -> Any:
     """Call a method of an actor and return the reference of its answer.
 
     RayActorError if there is no such actor, as where it dies over the call. Of a handle that is of a Ray that has been
-    started again since, or of an actor that was forgotten, Ray says so with a bare Exception, at once.
+    started again since Ray says so with a bare Exception, at once; without any Ray it knows no better than a mistake.
     """
     try:
         return method.remote(*arguments, **named)
     except Exception as error:
         # Its own errors, and ours, are of a class; what is wrong with the arguments is a TypeError or ValueError.
-        if type(error) is not Exception:
+        if type(error) is not Exception and ray.is_initialized():
             raise
         raise RayActorError(error_msg=str(error)) from error
 

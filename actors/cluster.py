@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -66,6 +66,7 @@ from actors.supervisor import Supervisor, mistakes_survived
 from actors.wall_clock import WallClock
 from twins.messages import encode
 
+_Result = TypeVar("_Result")
 _LOG: Final = logging.getLogger(__name__)
 # A standing fleet that is due is noticed within this time.
 _PACE_EVERY_S: Final = 1.0
@@ -107,6 +108,8 @@ class _Platform:
         self._directory = DataDirectory(settings.data_dir)
         self._key_file = settings.key_file or self._directory.key_file
         self._urls: GatewayUrls | None = None
+        # Of the Ray that runs.
+        self._ray_ended = asyncio.Event()
         self._snapshot_location = settings.snapshot_location or str(self._directory.snapshots)
 
     def start(self, progress: Callable[[str], None]) -> None:
@@ -257,6 +260,8 @@ class _Platform:
         with signals_noted() as received:
             self._ray_endpoint = self._head.restart()
         set_at_signals(self._stop)
+        self._ray_ended.set()
+        self._ray_ended = asyncio.Event()
         if received:
             self._stop.set()
         for part in self._actors():
@@ -333,6 +338,22 @@ class _Platform:
             pins=self._keep_pinned(),
         )
 
+    async def _in_this_ray(self, turn: Coroutine[Any, Any, _Result]) -> _Result:
+        """Return what a turn comes to; WorldError when Ray is started again meanwhile.
+
+        To what was asked before nobody answers any more, nor says so: some answers would be waited for for minutes.
+        """
+        task = asyncio.create_task(turn)
+        ended = asyncio.create_task(self._ray_ended.wait())
+        try:
+            await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise WorldError("Ray has been started again", retryable=True)
+        finally:
+            task.cancel()
+            ended.cancel()
+
     async def _pace(self) -> None:
         """Keep standing fleets going; what keeps them from it is others' to mend."""
         registry, pacer, start_count = None, None, 0
@@ -348,7 +369,7 @@ class _Platform:
                         if pacer is None or start_count != self._head.start_count:
                             fleet = find_fleet(self._store.url)
                             pacer, start_count = Pacer(fleet, registry, WallClock()), self._head.start_count
-                        await pacer.pace()
+                        await self._in_this_ray(pacer.pace())
                 except WorldError as error:
                     _LOG.warning("standing fleets wait: %s", error)
         finally:
@@ -367,7 +388,7 @@ class _Platform:
                 with mistakes_survived("pinned twins"):
                     if fleet is None or start_count != self._head.start_count:
                         fleet, start_count = find_fleet(self._store.url), self._head.start_count
-                    await keeper.keep(fleet)
+                    await self._in_this_ray(keeper.keep(fleet))
             except WorldError as error:
                 _LOG.warning("pinned twins stay as they are: %s", error)
 
@@ -394,7 +415,7 @@ class _Platform:
                     if placer is None or start_count != self._head.start_count:
                         self._tell_nodes()
                         placer, start_count = Placer(self._store.url), self._head.start_count
-                    problems = await placer.place()
+                    problems = await self._in_this_ray(placer.place())
             except WorldError as error:
                 problems = [str(error)]
             for problem in set(problems) - set(told):

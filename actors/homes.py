@@ -14,12 +14,12 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.calls import CallLimit, submit
 from actors.errors import ShardNotHere, ShardUnavailable, StoreError, WorldError
 from actors.placement import Placement, PlacementStore
+from actors.ray_runtime import find_actor
 
 # A request takes milliseconds; a shard actor that does not answer in this time hangs. A shard that moves without a
 # word of its former host stands still for a lease, which is less.
@@ -110,14 +110,14 @@ class Homes:
                 self._take(self._store.read())
 
     def actor(self, name: str) -> Any:
-        """Return the handle of an actor; ShardUnavailable if Ray knows none of that name."""
+        """Return the handle of an actor; ShardUnavailable if Ray knows none of that name, or does not say."""
         actor = self._actors.get(name)
         if actor is None:
             try:
-                actor = self._actors[name] = ray.get_actor(name)
+                actor = self._actors[name] = find_actor(name)
             except (ValueError, RayError) as error:
                 shard = next(iter(self._placement.shards_of(name)), -1)
-                raise ShardUnavailable(shard, f"its actor {name} does not run") from error
+                raise ShardUnavailable(shard, f"its actor {name} is not found") from error
         return actor
 
     def actor_of(self, shard: int) -> Any:

@@ -474,12 +474,7 @@ class MqttBridge:
         if found is None:
             return None
         is_shadow = isinstance(found, topics.ShadowTopic)
-        if isinstance(found, topics.ShadowTopic):
-            operation, name = SHADOW_OPERATION[found.operation], found.shadow_name
-        elif isinstance(found, topics.DefenderTopic):
-            operation, name = Operation.DEFENDER, found.style
-        else:
-            operation, name = Operation.TELEMETRY, found.stream
+        operation, name = _asked(found)
         shard = shard_of(found.thing_name, self._lanes.shard_count)
         # Names are part of the topic, so its length bounds theirs.
         overhead_bytes = len(topic) + REQUEST_OVERHEAD_BYTES
@@ -570,3 +565,18 @@ class MqttBridge:
                 if held.request.operation not in READ_ONLY:
                     self._taken.finish(packet_id, held.place)
         self._take_up_again()
+
+
+def _asked(found: topics.DeviceTopic) -> tuple[Operation, str]:
+    """Return what a device asks for, and the name that goes with it."""
+    match found:
+        case topics.ShadowTopic():
+            return SHADOW_OPERATION[found.operation], found.shadow_name
+        case topics.DefenderTopic():
+            return Operation.DEFENDER, found.style
+        case topics.JobTopic():
+            return Operation.JOB_CHANGE if found.is_change else Operation.JOB_READ, found.request
+        case topics.CommandTopic():
+            return Operation.COMMAND_ANSWER, found.execution_id
+        case topics.TelemetryTopic():
+            return Operation.TELEMETRY, found.stream

@@ -30,6 +30,7 @@ from actors.logs import log_to
 from actors.parts import LiveActor, RayOwner
 from actors.placement import HEAD_NODE
 from actors.ray_fleet import find_fleet, start_actor
+from actors.ray_runtime import require_metadata_service
 from actors.supervisor import PINNED_ROLE, Supervisor
 from twins.errors import RequestError, ShadowNotFound, VersionConflict
 from twins.handover import decode_pin_state
@@ -132,6 +133,7 @@ class PinPart(LiveActor):
         # A name of its own: that of a former one may be taken for a moment yet.
         name = f"pinned-{self.thing_name}-{secrets.token_hex(4)}"
         try:
+            require_metadata_service()
             self._take(start_actor(PinnedActor, name, node=HEAD_NODE))
         except (RayError, ValueError) as error:
             raise WorldError(str(error).partition("\n")[0], retryable=True) from error

@@ -41,6 +41,7 @@ _JOIN_ATTEMPTS: Final = 3
 _VITAL: Final = ("gcs_server", "raylet")
 # It answers within a second.
 _METADATA_TIMEOUT_S: Final = 20.0
+_LOOK_UP_TIMEOUT_S: Final = 1.0
 
 
 def _tell_ray(token_file: Path) -> None:
@@ -200,11 +201,10 @@ class RayHead(_PrivateRay):
 
     def await_metadata_service(self) -> None:
         """Return when the `gcs_server` answers; WorldError if it does not in time. May be called from any thread."""
-        client: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # by property
         deadline_s = time.monotonic() + _METADATA_TIMEOUT_S
         while time.monotonic() < deadline_s:
             with contextlib.suppress(ray.exceptions.RayError):
-                client.internal_kv_exists(b"twinfleet", None, timeout=1.0)
+                require_metadata_service()
                 return
         raise WorldError(f"Ray's gcs_server does not answer {_METADATA_TIMEOUT_S:g} s after its restart")
 
@@ -278,6 +278,23 @@ class RayNode(_PrivateRay):
         super()._end()
         if self._node is not None:
             self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def require_metadata_service() -> None:
+    """Return if the `gcs_server` answers within a second; RayError if it does not, or there is no Ray.
+
+    To be asked before what would wait for it: Ray waits for minutes, and with it the process that is to start it again.
+    """
+    if not ray.is_initialized():
+        raise ray.exceptions.RayActorError(error_msg="Ray does not run")
+    client: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # by property
+    client.internal_kv_exists(b"twinfleet", None, timeout=_LOOK_UP_TIMEOUT_S)
+
+
+def find_actor(name: str) -> Any:
+    """Return the handle of the actor that has a name; RayError if nobody can tell, ValueError if there is none."""
+    require_metadata_service()
+    return ray.get_actor(name)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _SLOWER_MAX: Final = 3.0
 # ... but what takes this long is quick in any case, on a machine that does other things as well.
 _QUICK_S: Final = 0.1
 # Steadily so: of all that is sent in this time, at least this share.
-STEADY_S: Final = 3.0
+STEADY_S: Final = 2.0
 _STEADY_SHARE: Final = 0.95
 _decode: Final = msgspec.json.Decoder(Event).decode
 

@@ -49,7 +49,8 @@ class AuditSettings:
     """What an audit does; the load has `rate` operations a second in all, and ends after `duration_s`.
 
     `settle_s` is how long the platform may take afterwards until all is quiet. `others` are histories of other
-    recorders, who tell for example what was broken on purpose.
+    recorders, who tell for example what was broken on purpose. `endpoints` are where clients connect, if that is not
+    where the data directory says: through a relay, for example.
     """
 
     data_dir: Path
@@ -61,6 +62,7 @@ class AuditSettings:
     settle_s: float = 60.0
     others: Sequence[Path] = ()
     keeps_things: bool = False
+    endpoints: Endpoints | None = None
 
 
 class AuditResult(msgspec.Struct, frozen=True):
@@ -82,7 +84,7 @@ async def audit(settings: AuditSettings, stop: asyncio.Event, tell: Callable[[st
     `tell` gets a line for each step. PlatformNotRunning if there is no platform, WorldError if it does not take the
     load on or cannot be read at the end; the history tells what happened until then.
     """
-    endpoints = Endpoints.read(settings.data_dir)
+    endpoints = settings.endpoints or Endpoints.read(settings.data_dir)
     recorder = Recorder(settings.history)
     try:
         async with operator_api(endpoints) as api:

@@ -19,7 +19,7 @@ from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
 from scenarios.devices import DeviceHost
-from scenarios.errors import DeviceFailed, Interrupted, LoadFailed, NameTaken
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
 from scenarios.fault_windows import fault_record
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
@@ -44,6 +44,7 @@ from scenarios.spec import (
     SetDesired,
     Step,
     WaitFor,
+    WireFault,
 )
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
@@ -124,6 +125,9 @@ class _Conductor:
             await self._end_trouble()
             self._stage = "judging"
             await self._judge_assertions()
+        except Aborted as end:
+            self._digest = await self._fleet.digest()
+            return "ABORTED", str(end)
         except Interrupted as interruption:
             # Whoever stops a run may have stopped its fleet too.
             with contextlib.suppress(WorldError):
@@ -164,12 +168,15 @@ class _Conductor:
                 self._observer.count(is_counting=True)
             await self._pace(self._tick)
             for fault in scenario.faults:
-                if isinstance(fault, PlatformFault) and fault.at_s == self._tick:
+                if isinstance(fault, PlatformFault | WireFault) and fault.at_s == self._tick:
                     self._trouble.strike(fault)
             for step in scenario.steps:
                 if step.at_s == self._tick:
                     await self._take(step)
-            await self._run_window(window_end(scenario, self._tick))
+            begin = self._tick
+            await self._run_window(window_end(scenario, begin))
+            if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
+                raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
         if isinstance(self._fleet, WireFleet):
             self._observer.on_settled(await self._fleet.settle())
@@ -184,9 +191,9 @@ class _Conductor:
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
+            was_broken = bool(self._trouble.active)
             if isinstance(self._fleet, WireFleet):
                 self._fleet.intend(self._intended_s(self._tick))
-            was_broken = bool(self._trouble.active)
             summaries = await self._fleet.tick(orders)
             self._take_wire_news()
             lag_ms = None
@@ -194,8 +201,8 @@ class _Conductor:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
             is_broken = was_broken or bool(self._trouble.active)
             self._observer.on_window(orders, summaries, lag_ms=lag_ms, is_broken=is_broken)
-        self._observer.on_time(end * TICK_S)
         self._tick = end
+        self._observer.on_time(end * TICK_S)
         await self._devices.play(end * TICK_S)
         self._show()
         # With `asap` and a fleet in this process nothing above need ever have waited.

@@ -5,6 +5,7 @@ ScenariosError
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
 ├── FaultImpossible     a fault, or a check, needs what the run does not have                (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
+├── Aborted             a rule of the scenario's abort_on ended the run                     (exit code 4)
 ├── LoadFailed          a load process has ended, or could not do what it was told          (exit code 3)
 └── Interrupted         somebody asked the run to stop                                      (exit code 130)
 """
@@ -76,6 +77,10 @@ class DeviceFailed(ScenariosError):
         super().__init__(f"device {thing_name!r}: {reason}")
         self.thing_name = thing_name
         self.reason = reason
+
+
+class Aborted(ScenariosError):
+    """A rule of the scenario's `abort_on` ended the run; the text says which, and when."""
 
 
 class LoadFailed(ScenariosError):

@@ -35,33 +35,45 @@ class Metric:
     label: str = ""
 
 
+def _of_groups(name: str, kind: Kind, meaning: str) -> Metric:
+    """Return a metric of simulated devices, whose samples are also kept for each group."""
+    return Metric(name, kind, "ms" if kind == "trend" else "", meaning, label="group")
+
+
 CATALOGUE: Final[Mapping[str, Metric]] = {
     metric.name: metric
     for metric in (
-        Metric("reports", "counter", "", "reports of simulated devices that reached their twins"),
-        Metric("reports_lost", "counter", "", "reports that were sent and never reached their twin"),
-        Metric("reports_offline", "counter", "", "reports that were due while the device was offline"),
-        Metric("reports_refused", "counter", "", "reports that arrived damaged or could not be read"),
-        Metric("reports_silent", "counter", "", "reports that were due while the device hung"),
-        Metric("reports_dropped", "counter", "", "reports kept while offline that had to make room"),
-        Metric(
-            "reports_delayed", "counter", "", "reports that arrived in a later second than they were due in"
+        _of_groups("reports", "counter", "reports of simulated devices that reached their twins"),
+        _of_groups("reports_lost", "counter", "reports that were sent and never reached their twin"),
+        _of_groups("reports_offline", "counter", "reports that were due while the device was offline"),
+        _of_groups("reports_refused", "counter", "reports that arrived damaged or could not be read"),
+        _of_groups(
+            "reports_silent",
+            "counter",
+            "reports that were due while the device hung, or was not there by the stages",
         ),
-        Metric("reports_reordered", "counter", "", "reports that arrived after a newer one"),
-        Metric("reports_duplicated", "counter", "", "reports that arrived once more"),
-        Metric("reports_resent", "counter", "", "reports that were sent again (QoS 1)"),
-        Metric("reports_misdated", "counter", "", "reports whose own time stamp was wrong"),
-        Metric("connect_attempts", "counter", "", "attempts to get a connection in reconnect storms"),
-        Metric("reports_in_flight", "gauge", "", "reports under way between devices and twins"),
-        Metric("reports_buffered", "gauge", "", "reports that devices keep because they are offline"),
-        Metric(
+        _of_groups("reports_dropped", "counter", "reports kept while offline that had to make room"),
+        _of_groups(
+            "reports_delayed", "counter", "reports that arrived in a later second than they were due in"
+        ),
+        _of_groups("reports_reordered", "counter", "reports that arrived after a newer one"),
+        _of_groups("reports_duplicated", "counter", "reports that arrived once more"),
+        _of_groups("reports_resent", "counter", "reports that were sent again (QoS 1)"),
+        _of_groups("reports_misdated", "counter", "reports whose own time stamp was wrong"),
+        _of_groups("connect_attempts", "counter", "attempts to get a connection in reconnect storms"),
+        _of_groups("reports_in_flight", "gauge", "reports under way between devices and twins"),
+        _of_groups("reports_buffered", "gauge", "reports that devices keep because they are offline"),
+        _of_groups(
             "report_latency",
             "trend",
-            "ms",
             "virtual time from the moment a simulated report was due to its arrival; groups with a network only",
         ),
-        Metric("connected_ratio", "gauge", "", "share of simulated devices that are connected"),
-        Metric("delta_outstanding", "gauge", "", "simulated twins whose desired and reported state differ"),
+        _of_groups(
+            "connected_ratio",
+            "gauge",
+            "share of the simulated devices that are connected, of those that the stages let be there",
+        ),
+        _of_groups("delta_outstanding", "gauge", "simulated twins whose desired and reported state differ"),
         Metric(
             "tick_lag", "trend", "ms", "how late simulated ticks were finished, behind their intended time"
         ),
@@ -110,10 +122,11 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
 
 # A metric's name as thresholds write it: with a value of its label, or without.
 _LABELLED: Final = re.compile(r"([a-z_]+)\{\s*([a-z_]+)\s*:\s*([^{}]+?)\s*\}")
+LABELS: Final = tuple(sorted({metric.label for metric in CATALOGUE.values() if metric.label}))
 
 _STATISTICS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "counter": ("count", "rate"),
-    "gauge": ("value", "min", "max", "avg"),
+    "gauge": ("value", "min", "max", "avg", "med", "p(N)"),
     "trend": ("avg", "min", "med", "max", "p(N)", "count"),
 }
 _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
@@ -274,7 +287,11 @@ class Measurements:
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the statistics of every metric that has samples, by metric and statistic."""
-        shown = {**_STATISTICS, "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max")}
+        shown = {
+            **_STATISTICS,
+            "gauge": ("value", "min", "max", "avg"),
+            "trend": ("count", "min", "avg", "med", "p(95)", "p(99)", "max"),
+        }
         result: dict[str, dict[str, float]] = {}
         more = [name for name in (*self._samples, *self._counts) if name not in CATALOGUE]
         for name in (*CATALOGUE, *more):

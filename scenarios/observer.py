@@ -11,13 +11,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
 from scenarios.load_orders import LoadNews
 from scenarios.metrics import Measurements, histogram_statistic, labelled
 from scenarios.result import DevicePoint, FaultRecord, Note, WindowSample
 from scenarios.spec import Scenario
-from scenarios.workloads import groups_of
+from scenarios.workloads import expected_count, groups_of
 from twins.messages import TickOrder, TickSummary
 from twins.shipped import model_named
 
@@ -84,8 +85,16 @@ class Observer:
         self.virtual_s = 0.0
         self.device_values: dict[str, dict[str, Any]] = {}
         self.report_count = 0
+        self.abort_watch = AbortWatch(scenario.abort_on, self.measurements)
+        self._scenario = scenario
+        self._has_labels = any(
+            "{" in metric
+            for metric in (
+                *(one.metric for one in scenario.thresholds),
+                *(one.metric for one in scenario.abort_on),
+            )
+        )
         self._started_s = time.perf_counter()
-        self._simulated_count = sum(group.count for group in scenario.groups)
         self._has_devices = bool(scenario.devices)
         self._settable = {
             device.thing_name: [field.name for field in model_named(device.model).fields if field.is_settable]
@@ -131,22 +140,18 @@ class Observer:
     ) -> None:
         """Take in what happened in one window of ticks of all groups; `is_broken` as in `Invariants.on_window`."""
         total = TickSummary()
+        tick_count = orders[0].tick_count
+        expected = expected_count(self._scenario, orders[0].first_tick + tick_count)
         for order in orders:
             summary = summaries.get(order.group, TickSummary())
             self.invariants.on_window(order, summary, is_broken=is_broken)
             total += summary
-        tick_count = orders[0].tick_count
+            if self._has_labels:
+                self._sample(summary, expected[order.group], group=order.group)
         latencies = _latencies(total)
-        connected_ratio = total.connected_count / self._simulated_count
-        add = self.measurements.add
-        add("reports", total.reports_arrived)
-        for name in _REPORT_COUNTS:
-            add(name, getattr(total, name))
-        self.measurements.add_histogram("report_latency", total.latency)
-        add("connected_ratio", connected_ratio)
-        add("delta_outstanding", total.delta_count)
+        connected_ratio = self._sample(total, sum(expected.values()))
         if lag_ms is not None:
-            add("tick_lag", lag_ms)
+            self._add("tick_lag", lag_ms)
         self.report_count += total.reports_arrived
         self.windows.append(
             WindowSample(
@@ -163,6 +168,53 @@ class Observer:
                 latency_ms_p99=latencies.get("p(99)"),
             )
         )
+
+    def _add(self, name: str, value: float) -> None:
+        self.measurements.add(name, value)
+        self.abort_watch.recent.add(name, value)
+
+    def _sample(self, summary: TickSummary, expected: float, *, group: str = "") -> float:
+        """Take in the samples of one window, of one group or of all; return the share that is connected."""
+
+        def name_of(metric: str) -> str:
+            return labelled(metric, "group", group) if group else metric
+
+        self._add(name_of("reports"), summary.reports_arrived)
+        for name in _REPORT_COUNTS:
+            self._add(name_of(name), getattr(summary, name))
+        for measurements in (self.measurements, self.abort_watch.recent):
+            measurements.add_histogram(name_of("report_latency"), summary.latency)
+        self._add(name_of("delta_outstanding"), summary.delta_count)
+        if expected < 1:
+            # Nobody has to be there yet: that says nothing of connections.
+            return 1.0
+        # Who has just come may be connected already, and who is about to go, still.
+        connected_ratio = min(1.0, summary.connected_count / expected)
+        self._add(name_of("connected_ratio"), connected_ratio)
+        return connected_ratio
+
+    def on_fault(self, fault: FaultRecord) -> None:
+        """Take in what came of a fault; also after the time that counts, because recovering may take longer."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        times = {"recovery_time": fault.recovery_s}
+        if fault.layer != "simulated":
+            times["steady_time"] = fault.steady_s
+        for metric, seconds in times.items():
+            if seconds is None:
+                measurements.spoil(metric)
+            else:
+                measurements.add(metric, seconds * 1000)
+                measurements.add(labelled(metric, "fault", fault.name), seconds * 1000)
+        measurements.is_counting = is_counting
+
+    def on_audit(self, accepted: int, unknown: int) -> None:
+        """Take in what the auditor has counted."""
+        measurements = self.measurements
+        is_counting, measurements.is_counting = measurements.is_counting, True
+        measurements.add("audit_accepted", accepted)
+        measurements.add("audit_unknown", unknown)
+        measurements.is_counting = is_counting
 
     def on_settled(self, summaries: Mapping[str, TickSummary]) -> None:
         """Take in what became of reports that were still under way when the last tick was over."""
@@ -189,29 +241,6 @@ class Observer:
         for reason, count in self._wire_errors.items():
             self.note(f"wire: {count} connections ended or failed in all: {reason}")
 
-    def on_fault(self, fault: FaultRecord) -> None:
-        """Take in what came of a fault; also after the time that counts, because recovering may take longer."""
-        measurements = self.measurements
-        is_counting, measurements.is_counting = measurements.is_counting, True
-        times = {"recovery_time": fault.recovery_s}
-        if fault.layer == "platform":
-            times["steady_time"] = fault.steady_s
-        for metric, seconds in times.items():
-            if seconds is None:
-                measurements.spoil(metric)
-            else:
-                measurements.add(metric, seconds * 1000)
-                measurements.add(labelled(metric, "fault", fault.name), seconds * 1000)
-        measurements.is_counting = is_counting
-
-    def on_audit(self, accepted: int, unknown: int) -> None:
-        """Take in what the auditor has counted."""
-        measurements = self.measurements
-        is_counting, measurements.is_counting = measurements.is_counting, True
-        measurements.add("audit_accepted", accepted)
-        measurements.add("audit_unknown", unknown)
-        measurements.is_counting = is_counting
-
     def on_asked(self, thing_name: str, state: Mapping[str, Any]) -> None:
         """Note that a desired change of a real device is about to be asked for."""
         if thing_name in self._settable:
@@ -222,12 +251,12 @@ class Observer:
         """Take in something that a real device has seen."""
         name = _COUNTER_OF.get(event.kind)
         if name is not None:
-            self.measurements.add(name, 1)
+            self._add(name, 1)
         if event.message:
             self.note(f"{thing_name}: {event.kind}: {event.message}")
         if event.kind in ("accepted", "obeyed"):
             self.invariants.on_accepted(thing_name, event.version)
-            self.measurements.add("device_round_trip", event.latency_ms)
+            self._add("device_round_trip", event.latency_ms)
             self.device_values.setdefault(thing_name, {}).update(event.state)
             self._plot(thing_name, "reported", event.state)
         if event.kind == "obeyed":
@@ -238,7 +267,7 @@ class Observer:
         settable = {name: wished[name] for name in self._settable.get(thing_name, ()) if name in wished}
         if settable and contains(state, settable):
             del self._asked[thing_name]
-            self.measurements.add("delta_to_reported", (time.perf_counter() - asked_s) * 1000)
+            self._add("delta_to_reported", (time.perf_counter() - asked_s) * 1000)
 
     def _plot(
         self, thing_name: str, section: Literal["desired", "reported"], state: Mapping[str, Any]

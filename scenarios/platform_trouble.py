@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -40,9 +39,11 @@ from scenarios.auditor_operator import operator_api
 from scenarios.errors import FaultImpossible
 from scenarios.history import Fault as FaultEvent
 from scenarios.history import Outcome, encode_event
+from scenarios.relay import Relay
 from scenarios.result import FaultPhase, FaultRecord, Judgement
-from scenarios.spec import CHECKS, PlatformFault, Scenario
+from scenarios.spec import CHECKS, PlatformFault, Scenario, WireFault
 from scenarios.trouble import AUDITED_CHECK, Moment, TroubleReport
+from scenarios.wire_trouble import WireTrouble, is_loopback
 
 # The auditor's load: enough that every part is asked many times a second, little beside what a scenario brings.
 _THING_COUNT: Final = 4
@@ -70,7 +71,7 @@ _REDELIVERING: Final = ("broker", "bridge", "node")
 class _Blow:
     """A fault under way; times are of `time.monotonic`, 0 where it has not come so far."""
 
-    fault: PlatformFault
+    fault: PlatformFault | WireFault
     began: Moment
     struck_s: float = 0.0
     over_s: float = 0.0
@@ -84,9 +85,11 @@ class _Blow:
 class PlatformTrouble:
     """The troublemaker of the platform of a data directory on this machine."""
 
-    def __init__(self, endpoints: Endpoints, data_dir: Path) -> None:
+    def __init__(self, endpoints: Endpoints, data_dir: Path, relay: Relay | None = None) -> None:
+        """Make it; `endpoints` are those that devices use, which lead through `relay` if there is one."""
         self._endpoints = endpoints
         self._data_dir = data_dir
+        self._wire = None if relay is None else WireTrouble(relay)
         self._seed = 0
         self._now: Callable[[], Moment] = lambda: Moment(0.0, 0.0)
         self._blows: list[_Blow] = []
@@ -104,7 +107,7 @@ class PlatformTrouble:
     async def begin(self, scenario: Scenario, now: Callable[[], Moment]) -> None:
         """See that the platform may be broken, and let the auditor's load begin; FaultImpossible if it may not."""
         faults = [each for each in scenario.faults if isinstance(each, PlatformFault)]
-        if not faults and AUDITED_CHECK not in scenario.checks:
+        if self._wire is None and not faults and AUDITED_CHECK not in scenario.checks:
             return
         self._seed, self._now = scenario.seed, now
         self._api = operator_api(self._endpoints)
@@ -125,6 +128,7 @@ class PlatformTrouble:
             seed=self._seed,
             settle_s=_SETTLE_S,
             others=(self._faults_file,),
+            endpoints=self._endpoints,
         )
         self._audit = asyncio.create_task(audit(settings, self._stop, lambda _: None))
         await self._until_load()
@@ -132,7 +136,7 @@ class PlatformTrouble:
     async def _require_right(self, faults: Sequence[PlatformFault]) -> None:
         named = f"fault {faults[0].name!r}"
         host = urlsplit(self._endpoints.api.url).hostname or ""
-        if not _is_loopback(host):
+        if not is_loopback(host):
             raise FaultImpossible(f"{named}: the platform answers at {host}; only one on loopback is broken")
         running = processes_below(self._endpoints.pid)
         if not processes_of("redis", running):
@@ -177,7 +181,7 @@ class PlatformTrouble:
 
     # Blows
 
-    def strike(self, fault: PlatformFault) -> None:
+    def strike(self, fault: PlatformFault | WireFault) -> None:
         """Let a fault begin; it goes on beside the run."""
         blow = _Blow(fault, self._now())
         self._blows.append(blow)
@@ -194,32 +198,45 @@ class PlatformTrouble:
         blow.struck_s = time.monotonic()
         again_count = 0
         try:
-            self._hit(blow)
-            if fault.action == "kill" and fault.duration_s:
-                again_count = await self._keep_down(fault, until_s=blow.struck_s + fault.duration_s)
-            elif fault.action == "restart":
-                await _until_ended(blow.ended)
+            if isinstance(fault, WireFault):
+                await self._disturb(fault)
             else:
-                await asyncio.sleep(fault.duration_s)
+                again_count = await self._strike(blow, fault)
         finally:
             blow.over_s, blow.over = time.monotonic(), self._now()
             self._mend(blow)
         try:
             blow.served_s = await self._until_served(blow)
         finally:
+            part = _part(fault)
             event = FaultEvent(
                 blow.struck_s,
-                fault.component,
+                part,
                 fault.action,
-                redelivers=fault.component in _REDELIVERING,
+                redelivers=part in _REDELIVERING,
                 until_s=time.monotonic(),
             )
             for _ in range(1 + again_count):
                 self._note(event)
-            self._note(FaultEvent(blow.over_s, fault.component, "mended"))
+            self._note(FaultEvent(blow.over_s, part, "mended"))
 
-    def _hit(self, blow: _Blow) -> None:
-        fault = blow.fault
+    async def _disturb(self, fault: WireFault) -> None:
+        if self._wire is None:
+            raise FaultImpossible(f"fault {fault.name!r}: no relay stands between devices and broker")
+        await self._wire.carry_out(fault)
+
+    async def _strike(self, blow: _Blow, fault: PlatformFault) -> int:
+        """Break processes for as long as the fault lasts, and return how often they were broken again."""
+        self._hit(blow, fault)
+        if fault.action == "kill" and fault.duration_s:
+            return await self._keep_down(fault, until_s=blow.struck_s + fault.duration_s)
+        if fault.action == "restart":
+            await _until_ended(blow.ended)
+        else:
+            await asyncio.sleep(fault.duration_s)
+        return 0
+
+    def _hit(self, blow: _Blow, fault: PlatformFault) -> None:
         if fault.action == "disk_full":
             fill_disk(self._ballast)
             blow.struck = "its file system was filled"
@@ -323,7 +340,7 @@ class PlatformTrouble:
             _judged(result),
             result.accepted,
             result.unknown,
-            tuple(f"{blow.fault.name}: {blow.struck}" for blow in self._blows),
+            tuple(f"{blow.fault.name}: {blow.struck}" for blow in self._blows if blow.struck),
         )
         await self.abandon()
         return report
@@ -361,9 +378,9 @@ class PlatformTrouble:
         phases = (("before", before), ("during", during), ("after", disturbed))
         return FaultRecord(
             name=fault.name,
-            layer="platform",
+            layer="wire" if isinstance(fault, WireFault) else "platform",
             action=fault.action,
-            target=f"{_how_many(fault)}{fault.component}",
+            target=_target(fault),
             virtual_begin_s=blow.began.virtual_s,
             virtual_end_s=over.virtual_s,
             wall_begin_s=blow.began.wall_s,
@@ -415,12 +432,13 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _how_many(fault: PlatformFault) -> str:
-    return "every " if not fault.count else f"{fault.count} of " if fault.count > 1 else ""
+def _part(fault: PlatformFault | WireFault) -> str:
+    return "wire" if isinstance(fault, WireFault) else fault.component
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _target(fault: PlatformFault | WireFault) -> str:
+    """Return what a fault strikes, in a few words."""
+    if isinstance(fault, WireFault):
+        return "connections between devices and broker"
+    share = "every " if not fault.count else f"{fault.count} of " if fault.count > 1 else ""
+    return f"{share}{fault.component}"

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 Outcome = Literal["PASS", "FAIL", "NO_DATA"]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOTHING_RAN", "INTERRUPTED"]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "ABORTED", "NOTHING_RAN", "INTERRUPTED"]
 
 EXIT_CODES: Final[Mapping[Verdict, int]] = {
     "PASS": 0,
     "FAIL": 1,
     "INCONCLUSIVE": 3,
+    "ABORTED": 4,
     "NOTHING_RAN": 5,
     # As a shell tells that SIGINT (2) ended a program: 128 + 2.
     "INTERRUPTED": 130,

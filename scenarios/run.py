@@ -25,6 +25,7 @@ from scenarios.report import write_reports
 from scenarios.result import RunResult
 from scenarios.spec import PathKind, Scenario
 from scenarios.wire_fleet import WireFleet, WireSite
+from scenarios.wire_trouble import wire_for
 from scenarios.wire_words import NEEDS_CLOCK
 
 # As a platform has by default; the digest does not depend on it.
@@ -98,22 +99,24 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
     reports_dir = DataDirectory(data_dir).reports
 
     async def main() -> RunResult:
-        fleet = _wired(await connect(endpoints), scenario, endpoints)
-        fleet = await connect(endpoints)
-        fleet.tick_patience_s = _TICK_PATIENCE_S
+        ray_fleet = await connect(endpoints)
+        ray_fleet.tick_patience_s = _TICK_PATIENCE_S
+        fleet: Fleet = ray_fleet
         try:
             with interruptible() as interrupt:
-                described = dataclasses.replace(
-                    options,
-                    fleet="ray",
-                    command=_command(scenario, "--data-dir", str(data_dir)),
-                    interrupt=interrupt,
-                    trouble=PlatformTrouble(endpoints, data_dir),
-                )
-                devices = PlatformDevices(endpoints)
-                return await run_scenario(
-                    scenario, fleet, devices, reports_dir=reports_dir, options=described
-                )
+                async with wire_for(scenario, endpoints) as (through, relay):
+                    fleet = _wired(ray_fleet, scenario, through)
+                    described = dataclasses.replace(
+                        options,
+                        fleet="ray",
+                        command=_command(scenario, "--data-dir", str(data_dir)),
+                        interrupt=interrupt,
+                        trouble=PlatformTrouble(through, data_dir, relay),
+                    )
+                    devices = PlatformDevices(through)
+                    return await run_scenario(
+                        scenario, fleet, devices, reports_dir=reports_dir, options=described
+                    )
         finally:
             await fleet.close()
 

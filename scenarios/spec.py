@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import msgspec
+
 from scenarios.metrics import Comparison, Condition
 from twins.faults import Fault
 from twins.link import Network
@@ -79,11 +81,39 @@ class WireSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of time at whose end so many devices are there; in between they join, or leave, evenly.
+
+    Either `percent` of each group or `count` of all groups together, each by its size.
+    """
+
+    duration_s: int
+    percent: float | None = None
+    count: int | None = None
+
+    def __str__(self) -> str:
+        target = f"{self.percent:g}%" if self.count is None else f"{self.count:,}"
+        return f"to {target} within {self.duration_s:,} s"
+
+
+@dataclass(frozen=True, slots=True)
 class FaultSpec:
-    """A fault of simulated devices, in ticks of `TICK_S`, and the groups whose devices it hits."""
+    """A fault of simulated devices, in ticks of `TICK_S`, and the groups whose devices it hits.
+
+    `where` has, by group, the values of attributes that a device must have; without it, they are the fault's own.
+    """
 
     fault: Fault
     groups: tuple[str, ...]
+    where: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+
+    def fault_of(self, group: str) -> Fault:
+        """Return the fault as it concerns one of its groups."""
+        fault = self.fault
+        where = self.where.get(group, fault.select.where)
+        if where == fault.select.where:
+            return fault
+        return msgspec.structs.replace(fault, select=msgspec.structs.replace(fault.select, where=where))
 
     @property
     def name(self) -> str:
@@ -110,6 +140,25 @@ class PlatformFault:
     component: str
     duration_s: float = 0.0
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WireFault:
+    """What happens to the connections between real devices and the broker; it lasts in real time, as they do.
+
+    `percent` of loss is of the pieces in whose place a connection is reset, `rate` is in bytes a second and connection.
+    """
+
+    name: str
+    action: Literal["latency", "jitter", "loss", "bandwidth", "partition", "disconnect", "reset_peer", "flap"]
+    at_s: int
+    duration_s: float
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    percent: float = 0.0
+    rate: float = 0.0
+    direction: Literal["up", "down", "both"] = "both"
+    interval_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +228,26 @@ class Assertion:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortRule:
+    """A condition that ends a run once it has held for `for_s` of virtual time without a break.
+
+    The count of a counter is that of the run so far, every other statistic that of the last window of ticks.
+    """
+
+    metric: str
+    condition: Condition
+    for_s: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.metric}: {self.condition.text}" + (f" for {self.for_s} s" if self.for_s else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
-    """A whole scenario, checked."""
+    """A whole scenario, checked.
+
+    `overrides` are what was said beside the file, as KEY=VALUE, `cell` what its matrix has here.
+    """
 
     name: str
     file: str
@@ -189,16 +256,21 @@ class Scenario:
     start_s: int = DEFAULT_START_S
     warmup_s: int = 0
     clock: ClockSpec = ClockSpec()
+    path: PathKind = "engine"
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[GroupSpec, ...] = ()
     wire: WireSpec = WireSpec()
     devices: tuple[DeviceSpec, ...] = ()
     steps: tuple[Step, ...] = ()
-    faults: tuple[FaultSpec | PlatformFault, ...] = ()
+    faults: tuple[FaultSpec | PlatformFault | WireFault, ...] = ()
     checks: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     assertions: tuple[Assertion, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    abort_on: tuple[AbortRule, ...] = ()
+    overrides: tuple[str, ...] = ()
+    cell: Mapping[str, str] = field(default_factory=dict)
 
 
 CHECKS: Final[Mapping[str, str]] = {

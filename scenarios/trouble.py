@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from scenarios.errors import FaultImpossible
 from scenarios.result import FaultRecord, Judgement
-from scenarios.spec import PlatformFault, Scenario
+from scenarios.spec import PlatformFault, Scenario, WireFault
 
 # The check that needs an auditor, who needs a platform.
 AUDITED_CHECK: Final = "no_acknowledged_update_lost"
@@ -44,7 +44,7 @@ class Troublemaker(Protocol):
         """Prepare for the faults and checks of a scenario; FaultImpossible where they cannot be."""
         ...
 
-    def strike(self, fault: PlatformFault) -> None:
+    def strike(self, fault: PlatformFault | WireFault) -> None:
         """Let a fault begin; it goes on beside the run."""
         ...
 
@@ -67,10 +67,13 @@ class NoTrouble:
 
     async def begin(self, scenario: Scenario, now: Callable[[], Moment]) -> None:
         """Refuse what takes a platform."""
-        faults = [each for each in scenario.faults if isinstance(each, PlatformFault)]
-        if faults:
-            each = faults[0]
+        each = next((each for each in scenario.faults if isinstance(each, PlatformFault | WireFault)), None)
+        if isinstance(each, PlatformFault):
             what = f"fault {each.name!r} ({each.action} {each.component}) strikes processes of a running platform"
+        elif isinstance(each, WireFault):
+            what = (
+                f"fault {each.name!r} ({each.action}) strikes connections to the broker of a running platform"
+            )
         elif AUDITED_CHECK in scenario.checks:
             what = f"check {AUDITED_CHECK!r} audits a running platform"
         else:
@@ -79,7 +82,7 @@ class NoTrouble:
             f"{what}, and there is none; start one (`twinfleet up`) and run the scenario without `--fleet local`"
         )
 
-    def strike(self, fault: PlatformFault) -> None:
+    def strike(self, fault: PlatformFault | WireFault) -> None:
         """Never be asked to: `begin` has refused."""
         raise FaultImpossible(f"fault {fault.name!r} needs a running platform")
 

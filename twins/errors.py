@@ -9,6 +9,7 @@ TwinError
 │   ├── VersionConflict     409
 │   │   └── Overtaken       409; it came again after later ones
 │   ├── PayloadTooLarge     413
+│   ├── ExecutionError      a job's or a command's execution can't be so; names its error as on the wire
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
 │   └── ModelInvalid        a device model has mistakes: all of them, each with its path
@@ -19,8 +20,9 @@ TwinError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 
 class TwinError(Exception):
@@ -101,6 +103,35 @@ class UnsupportedEncoding(RequestError):
 
     code = 415
     default_message = "Unsupported documented encoding; supported encoding is UTF-8"
+
+
+# Errors of job and command executions, as they are called on the wire, and their HTTP status.
+EXECUTION_ERRORS: Final[Mapping[str, int]] = {
+    "InvalidTopic": 400,
+    "InvalidJson": 400,
+    "InvalidRequest": 400,
+    "ResourceNotFound": 404,
+    # Not in the service's model of HTTP for an update; this is what it answers there.
+    "VersionMismatch": 400,
+    # What an operator is told of a version that is not the current one.
+    "VersionConflict": 409,
+    "InvalidStateTransition": 409,
+    "TerminalStateReached": 410,
+    "RequestThrottled": 429,
+}
+
+
+class ExecutionError(RequestError):
+    """What is asked of a job's or a command's execution can't be done; `kind` is one of `EXECUTION_ERRORS`.
+
+    `state` is what the execution is in, where that is what stands in the way.
+    """
+
+    def __init__(self, kind: str, message: str, state: Mapping[str, Any] | None = None) -> None:
+        self.kind = kind
+        self.state = state
+        super().__init__(message)
+        self.code = EXECUTION_ERRORS[kind]
 
 
 def request_error(code: int, message: str) -> RequestError:

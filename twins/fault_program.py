@@ -24,7 +24,7 @@ from twins.selection import selected_share, write_selection
 _WORD_RANGE: Final = 2.0**32
 # After these a device starts anew; after the first it has also forgotten what it was told and what it said.
 _CRASHES: Final = frozenset({"crash"})
-_RESTARTS: Final = frozenset({"crash", "reboot", "power_cut"})
+_RESTARTS: Final = frozenset({"crash", "reboot", "power_cut", "absence"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ def outage_of(group: Group, fault: Fault) -> Outage | None:
             return Outage(0, max(restart_s / tick_s, 1) if restart_s else count, 0)
         case "power_cut":
             return Outage(0, count, fault.get("spread_s") / tick_s)
+        case "absence":
+            leave, back = fault.get("leave_s") / tick_s, fault.get("return_s") / tick_s
+            return Outage(leave, count, back - leave)
         case "cert_expiry":
             return Outage(count, max(fault.get("renew_after_s") / tick_s, 1), 0)
         case "reconnect_storm":
@@ -105,6 +108,7 @@ class FaultWriter:
         self.period_ticks = group.report_every_ticks
         self._masks: dict[str, Register] = {}
         self._returns: list[tuple[Fault, Register]] = []
+        self._absent: Register | None = None
 
     def _hit(self, fault: Fault) -> Register:
         """Return who is hit while the fault lasts."""
@@ -154,6 +158,8 @@ class FaultWriter:
             is_down, returns = self._down(fault)
             down, back = b.emit(Op.MOR, down, is_down), b.emit(Op.MOR, back, returns)
             self._returns.append((fault, returns))
+            if ACTIONS[fault.action].is_planned:
+                self._absent = is_down if self._absent is None else b.emit(Op.MOR, self._absent, is_down)
             if fault.action == "reconnect_storm":
                 b.count(f"waiting.{fault.name}", is_down)
                 b.count(f"back.{fault.name}", returns)
@@ -166,7 +172,7 @@ class FaultWriter:
         if outage is None:
             now, before = self._by_turns(fault)
         else:
-            share = self._share(fault, "when")
+            share = self._place(fault) if ACTIONS[fault.action].is_planned else self._share(fault, "when")
             now = self._within(fault, outage, share, ago=0)
             before = self._within(fault, outage, share, ago=self.period_ticks)
         is_down = b.emit(Op.MAND, hit, now)
@@ -199,6 +205,13 @@ class FaultWriter:
             is_on = self._truth(lambda moment, ago=ago: fault.is_on(moment.tick - ago))
             masks.append(b.emit(Op.MAND, half, is_on))
         return masks[0], masks[1]
+
+    def _place(self, fault: Fault) -> Register:
+        """Return where each device stands among those that a fault selects by number: 0 the first, below 1 the last."""
+        b, first = self.b, fault.select.first
+        last = fault.select.last if fault.select.last >= 0 else self.group.count - 1
+        place = b.emit(Op.U2F, b.emit(Op.ISUB_K, b.emit(Op.NUMBERS), first))
+        return b.register(b.multiply(place, Shared.of(1.0 / (last - first + 1))))
 
     def _share(self, fault: Fault, purpose: str, *, ago: int = 0, is_each_tick: bool = False) -> Register:
         text = f"{self.group.name}/fault/{fault.name}/{purpose}"
@@ -276,8 +289,14 @@ class FaultWriter:
         fields.states[item.name] = b.emit(Op.SELECT, hit, less, present)
 
     def silent(self) -> Register | None:
-        """Return who hangs: connected, and neither reporting nor obeying."""
-        return self._any(("hang",))
+        """Return who hangs: connected, and neither reporting nor obeying; and who is not there by plan.
+
+        To be asked after `connection`.
+        """
+        mask = self._any(("hang",))
+        if self._absent is None:
+            return mask
+        return self._absent if mask is None else self.b.emit(Op.MOR, mask, self._absent)
 
     def deaf(self) -> Register | None:
         """Return who does not hear what is desired."""

@@ -106,6 +106,8 @@ class Action:
     needs_field: bool = False
     # It makes reports late or come twice, which takes a network to carry them.
     needs_network: bool = False
+    # It says who is not there yet, or no longer, by a scenario's stages: nothing that goes wrong.
+    is_planned: bool = False
 
 
 ACTIONS: Final[Mapping[str, Action]] = {
@@ -172,7 +174,28 @@ ACTIONS: Final[Mapping[str, Action]] = {
         "as clock_skew, and who loses the connection gets none while it lasts: certificates seem invalid",
         {"offset_s": 86400},
     ),
+    # Stages
+    "absence": Action(
+        "outage",
+        "not there: leaving within `leave_s` from its begin, coming (back) within `return_s` after its end",
+        {"leave_s": 0, "return_s": 0},
+        is_planned=True,
+    ),
+}
+# What scenarios may let go wrong: their stages plan the rest.
+TROUBLES: Final[Mapping[str, Action]] = {
+    name: action for name, action in ACTIONS.items() if not action.is_planned
 }
 _NOT_NEGATIVE: Final = frozenset(
-    {"latency_ms", "jitter_ms", "percent", "interval_s", "restart_after_s", "spread_s", "renew_after_s"}
+    {
+        "latency_ms",
+        "jitter_ms",
+        "percent",
+        "interval_s",
+        "restart_after_s",
+        "spread_s",
+        "renew_after_s",
+        "leave_s",
+        "return_s",
+    }
 )

@@ -143,10 +143,55 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Anything:
+    """Any value, as it is: what it means is somebody else's business."""
+
+    known_schema: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, value: Any, path: Path, notes: Notes) -> Any:
+        """Return the value."""
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        """Return what is known of the values."""
+        return dict(self.known_schema)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a whole, written like 0.5%, or as a number from 0 to `whole`, which is what it is read as."""
+
+    whole: float = 1.0
+
+    def read(self, value: Any, path: Path, notes: Notes) -> float:
+        """Return the part of `whole`."""
+        if isinstance(value, (int, float)):
+            return Number(0, self.whole).read(value, path, notes)
+        found = re.search(_PERCENT_PATTERN, value) if isinstance(value, str) else None
+        if found is None or float(found[1]) > 100:
+            notes.blame(path, f"must be a share like 0.5%, from 0% to 100%, not {described(value)}")
+            return 0.0
+        return float(found[1]) / 100 * self.whole
+
+    def schema(self) -> dict[str, Any]:
+        """Return the schema of the share."""
+        return {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": self.whole},
+                {"type": "string", "pattern": _PERCENT_PATTERN},
+            ]
+        }
+
+
+_PERCENT_PATTERN: Final = r"^([0-9]+(?:\.[0-9]+)?)%$"
+
+
+@dataclass(frozen=True)
 class Duration:
     """A duration like 10s, read as its seconds; `is_whole` where they must be whole."""
 
     is_whole: bool = False
+    minimum_s: float = 0
 
     def read(self, value: Any, path: Path, notes: Notes) -> float:
         """Return the seconds."""
@@ -155,11 +200,13 @@ class Duration:
             notes.blame(path, f"must be a duration like 10s, 2m, 1h or 7d, not {described(value)}")
         elif self.is_whole and seconds != int(seconds):
             notes.blame(path, f"must be whole seconds, not {value}: virtual time goes in ticks of 1 s")
+        elif seconds < self.minimum_s:
+            notes.blame(path, f"must be at least {self.minimum_s:g}s, not {value}")
         elif seconds > _DURATION_MAX_S:
             notes.blame(path, f"must be at most {_DURATION_MAX_S:,} s, not {value}")
         else:
             return int(seconds) if self.is_whole else seconds
-        return 0
+        return self.minimum_s
 
     def schema(self) -> dict[str, Any]:
         """Return the schema of the duration."""
@@ -337,6 +384,41 @@ class OneKey:
             "minProperties": 1,
             "maxProperties": 1,
             "additionalProperties": False,
+        }
+
+
+@dataclass(frozen=True)
+class ByWord:
+    """A mapping whose form depends on the word at its `key`; each of the `records` takes that key, too."""
+
+    key: str
+    records: Mapping[str, Record]
+    meaning: str
+    stand_in: Any = None
+
+    def read(self, value: Any, path: Path, notes: Notes) -> Any:
+        """Return what the record for the word makes of the mapping."""
+        entries = _entries(value, path, notes)
+        word = entries.get(self.key)
+        if isinstance(word, str) and word in self.records:
+            return self.records[word].read(value, path, notes)
+        if self.key in entries:
+            Words(tuple(self.records)).read(word, (*path, self.key), notes)
+        elif entries:
+            notes.blame((*path, self.key), f"is missing; it is {one_of(self.records)}")
+        return self.stand_in
+
+    def schema(self) -> dict[str, Any]:
+        """Return the schema of a mapping that is as the record for its word says."""
+        words = {"enum": list(self.records), "description": self.meaning}
+        return {
+            "type": "object",
+            "properties": {self.key: words},
+            "required": [self.key],
+            "allOf": [
+                {"if": {"properties": {self.key: {"const": word}}}, "then": record.schema()}
+                for word, record in self.records.items()
+            ],
         }
 
 

@@ -40,6 +40,13 @@ class Operation(IntEnum):
     UNPIN = 15
     PIN_STATE = 16
     PIN_REPORT = 17
+    # Of devices: `name` is what stands behind `jobs/` in the topic, or the execution's id.
+    JOB_READ = 18
+    JOB_CHANGE = 19
+    COMMAND_ANSWER = 20
+    # Of the platform; see `assignments`.
+    ASSIGN = 21
+    ASSIGNED = 22
 
 
 SHADOW_OPERATION: Final = {
@@ -56,6 +63,8 @@ READ_ONLY: Final = frozenset(
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
         Operation.PIN_STATE,
+        Operation.JOB_READ,
+        Operation.ASSIGNED,
     }
 )
 
@@ -201,8 +210,9 @@ class TickSummary(msgspec.Struct, frozen=True, array_like=True):
     `delta_count` (twins whose desired and reported state differ) describe the end of the last tick.
 
     Of reports that did not simply arrive, `reports_lost` never will, `reports_refused` arrived damaged,
-    `reports_silent` were not sent because the device hangs, `reports_dropped` were kept by a device and had to make
-    room; `reports_in_flight` and `reports_buffered` describe the end of the last tick. From a group's first tick on
+    `reports_silent` were not sent because the device hangs or is not there by plan, `reports_dropped` were kept by a
+    device and had to make room; `reports_in_flight` and `reports_buffered` describe the end of the last tick. From a
+    group's first tick on
     due = arrived + offline + lost + refused + silent + dropped + in flight + buffered.
 
     Of those that arrived, `reports_delayed` did so in a later tick than they were meant for, `reports_reordered` after

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
+from twins.assignments import Assignments
 from twins.columns import QueryColumn, select_tables
 from twins.defender import Report, answer_report
 from twins.description import describe_connectivity, describe_pin, describe_shadow, describe_simulated
 from twins.errors import InvalidRequest, InvariantError, ModelError, Overtaken, RequestError, TwinNotFound
 from twins.messages import (
     READ_ONLY,
-    SHADOW_OPERATION,
     Batch,
     Connectivity,
     Operation,
@@ -35,8 +35,10 @@ from twins.payloads import (
     decode_pin_report,
     decode_registration,
     decoded,
+    refusal_topic,
     rejection,
     require_caller,
+    shadow_topic,
 )
 from twins.places import LastPlaces
 from twins.shadow import (
@@ -69,7 +71,6 @@ _RECENT_DELTAS_MAX: Final = 4096
 # Names of unregistered things that are remembered, a few megabytes: whatever a device sent before it was cut off is
 # heard long before so many others of its shard have gone.
 _UNREGISTERED_MAX: Final = 10_000
-_SHADOW_VERB: Final = {operation: verb for verb, operation in SHADOW_OPERATION.items()}
 
 
 class Shard:
@@ -95,6 +96,7 @@ class Shard:
         self.reports: dict[str, Report] = {}
         # Things that were unregistered and not registered again since, as keys, the last ones last.
         self.unregistered: dict[str, None] = {}
+        self.assignments = Assignments()
         self.refused_telemetry_count = 0
         self.last_outcomes: dict[str, tuple[int, Outcome]] = {}
         self.last_places = LastPlaces()
@@ -154,8 +156,8 @@ class Shard:
             body = rejection(error, request, now_s)
             if request.is_direct:
                 outcome.replies.append(Reply(error.code, body))
-            elif request.operation in _SHADOW_VERB:
-                outcome.publishes.append(Publish(f"{_topic(request)}/rejected", body))
+            elif topic := refusal_topic(request):
+                outcome.publishes.append(Publish(topic, body))
             return
         if request.is_direct:
             outcome.replies.append(Reply(200, body))
@@ -231,7 +233,7 @@ class Shard:
             body["clientToken"] = token
         encoded = encode_json(body)
         if not request.is_direct or request.operation is Operation.SHADOW_DELETE:
-            outcome.publishes.append(Publish(f"{_topic(request)}/accepted", encoded))
+            outcome.publishes.append(Publish(f"{shadow_topic(request)}/accepted", encoded))
         return encoded
 
     def _list_shadows(self, request: Request, now_s: int, _: Outcome) -> bytes:
@@ -290,6 +292,7 @@ class Shard:
         shadows = () if self.handover.unregister(request.thing_name) else (self._unpacked, self.named_shadows)
         if model is not None:
             self.handover.pins.pop(request.thing_name, None)
+            self.assignments.unregister(request.thing_name, self._now_s)
         for kept in (*shadows, self.telemetry, self.connectivity, self.reports):
             kept.pop(request.thing_name, None)
         return b"{}"
@@ -300,6 +303,7 @@ class Shard:
         thing_name = request.thing_name
         if self._is_registered(thing_name) and news.follows(self.connectivity.get(thing_name)):
             self.connectivity[thing_name] = news
+            self.assignments.came_or_went(thing_name)
             if news.connected:
                 self.handover.connect(thing_name)
         return b"{}"
@@ -353,6 +357,9 @@ class Shard:
             return {**own, **self.handover.attributes(thing_name)}
         table = self._table(thing_name)
         return table.attributes.get(table.row_of[thing_name], {})
+
+    def _serve_assignment(self, request: Request, now_s: int, outcome: Outcome) -> bytes:
+        return self.assignments.serve(request, self._now_s, outcome)
 
     # Other hands
 
@@ -539,10 +546,6 @@ class Shard:
         return self._simulation.digest_leaves()
 
 
-def _topic(request: Request) -> str:
-    return f"{shadow_prefix(request.thing_name, request.name)}/{_SHADOW_VERB[request.operation]}"
-
-
 # By the operation's number: a look-up by the operation itself would have its hash computed in Python each time.
 _HANDLERS: Final[tuple[Any, ...]] = tuple(
     {
@@ -563,6 +566,11 @@ _HANDLERS: Final[tuple[Any, ...]] = tuple(
         Operation.UNPIN: Shard._unpin,
         Operation.PIN_STATE: Shard._pin_state,
         Operation.PIN_REPORT: Shard._take_pin_report,
+        Operation.JOB_READ: Shard._serve_assignment,
+        Operation.JOB_CHANGE: Shard._serve_assignment,
+        Operation.COMMAND_ANSWER: Shard._serve_assignment,
+        Operation.ASSIGN: Shard._serve_assignment,
+        Operation.ASSIGNED: Shard._serve_assignment,
     }.get(number)  # type: ignore[call-overload]  # an IntEnum's member equals its number
     for number in range(max(Operation) + 1)
 )

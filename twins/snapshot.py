@@ -64,6 +64,7 @@ def capture_shard(shard: Shard) -> list[Any]:
             shard.last_places,
             shard.handover.takeovers,
             shard.handover.pins,
+            shard.assignments.dump(),
         )
     )
     front = FORMAT_VERSION.to_bytes(_VERSION_BYTES, "little") + len(head).to_bytes(_LENGTH_BYTES, "little")
@@ -92,6 +93,7 @@ def load_shard(data: bytes) -> Shard:
     shard.last_places = head.places
     shard.handover.takeovers.update(head.takeovers)
     shard.handover.pins.update(head.pins)
+    shard.assignments.load(head.assignments)
     try:
         for table in head.tables:
             shard.tables[table.model] = _load_table(table, next(streams))

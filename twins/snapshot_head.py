@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from twins.assignments import AssignmentsPart
 from twins.defender import Report
 from twins.handover import Pin, Takeover
 from twins.messages import Connectivity, GroupOrder, Outcome
@@ -63,6 +64,7 @@ class Head(msgspec.Struct, frozen=True):
     places: LastPlaces
     takeovers: dict[str, Takeover]
     pins: dict[str, Pin]
+    assignments: AssignmentsPart = msgspec.field(default_factory=AssignmentsPart)
 
 
 encode_head: Final = msgspec.msgpack.Encoder().encode

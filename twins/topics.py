@@ -6,6 +6,7 @@ Only the grammar lives here; who may publish or subscribe is the broker's access
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,11 @@ REQUEST_FILTERS: Final = (
     *(f"$aws/things/+/shadow/{operation}" for operation in SHADOW_OPERATIONS),
     *(f"$aws/things/+/shadow/name/+/{operation}" for operation in SHADOW_OPERATIONS),
     "$aws/things/+/defender/metrics/+",
+    "$aws/things/+/jobs/get",
+    "$aws/things/+/jobs/start-next",
+    "$aws/things/+/jobs/+/get",
+    "$aws/things/+/jobs/+/update",
+    "$aws/commands/things/+/executions/+/response/json",
     "telemetry/+/#",
 )
 
@@ -58,30 +64,84 @@ class DefenderTopic:
     style: str
 
 
+@dataclass(frozen=True, slots=True)
+class JobTopic:
+    """A thing's request on its jobs: `request` is what stands behind `jobs/`, as `get` or `JOB/update`."""
+
+    thing_name: str
+    request: str
+
+    @property
+    def is_change(self) -> bool:
+        """Tell whether the request may change something."""
+        return not self.request.endswith("get")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTopic:
+    """A thing's answer to a command; whether the execution's id is one is not asked here."""
+
+    thing_name: str
+    execution_id: str
+
+
+DeviceTopic = ShadowTopic | TelemetryTopic | DefenderTopic | JobTopic | CommandTopic
+
+
 def is_shadow_name(text: str) -> bool:
     """Tell whether `text` may name a shadow: 1 to 64 of letters, digits, colon, underscore and hyphen."""
     return len(text) <= _SHADOW_NAME_MAX and is_name(text)
 
 
-def parse(topic: str) -> ShadowTopic | TelemetryTopic | DefenderTopic | None:
+def parse(topic: str) -> DeviceTopic | None:
     """Return what a device asks for by publishing on `topic`, or None if it is no request topic."""
     levels = topic.split("/")
     if levels[0] == "telemetry":
         if len(levels) < 3 or not is_thing_name(levels[1]) or "" in levels:
             return None
         return TelemetryTopic(levels[1], "/".join(levels[2:]))
-    if levels[:2] != ["$aws", "things"] or len(levels) < 5 or levels[3] not in ("shadow", "defender"):
+    if levels[:3] == ["$aws", "commands", "things"]:
+        return _parse_command(levels)
+    if levels[:2] != ["$aws", "things"] or len(levels) < 5 or not is_thing_name(levels[2]):
         return None
-    if levels[3] == "defender":
-        is_report = levels[4] == "metrics" and levels[5:] in (["json"], ["cbor"]) and is_thing_name(levels[2])
-        return DefenderTopic(levels[2], levels[5]) if is_report else None
-    if levels[-1] not in SHADOW_OPERATIONS or not is_thing_name(levels[2]):
+    reader = _OF_THINGS.get(levels[3])
+    return None if reader is None else reader(levels)
+
+
+def _parse_shadow(levels: list[str]) -> ShadowTopic | None:
+    if levels[-1] not in SHADOW_OPERATIONS:
         return None
     if len(levels) == 5:
         return ShadowTopic(levels[2], "", levels[4])
     if len(levels) == 7 and levels[4] == "name" and is_shadow_name(levels[5]):
         return ShadowTopic(levels[2], levels[5], levels[6])
     return None
+
+
+def _parse_report(levels: list[str]) -> DefenderTopic | None:
+    is_report = levels[4] == "metrics" and levels[5:] in (["json"], ["cbor"])
+    return DefenderTopic(levels[2], levels[5]) if is_report else None
+
+
+def _parse_job(levels: list[str]) -> JobTopic | None:
+    request = levels[4:]
+    is_request = request in (["get"], ["start-next"]) or (
+        len(request) == 2 and request[0] != "" and request[1] in ("get", "update")
+    )
+    return JobTopic(levels[2], "/".join(request)) if is_request else None
+
+
+def _parse_command(levels: list[str]) -> CommandTopic | None:
+    is_answer = len(levels) == 8 and levels[4] == "executions" and levels[6:] == ["response", "json"]
+    return CommandTopic(levels[3], levels[5]) if is_answer and is_thing_name(levels[3]) else None
+
+
+# Who reads the topics below `$aws/things/THING`, by their next level.
+_OF_THINGS: Final[Mapping[str, Callable[[list[str]], DeviceTopic | None]]] = {
+    "shadow": _parse_shadow,
+    "defender": _parse_report,
+    "jobs": _parse_job,
+}
 
 
 def may_publish(thing_name: str, topic: str) -> bool:
@@ -98,7 +158,11 @@ def may_subscribe(thing_name: str, topic_filter: str) -> bool:
 
     The broker grants any subscription; what the access list does not let a device read is never delivered.
     """
-    own = (f"$aws/things/{thing_name}/#", f"telemetry/{thing_name}/#")
+    own = (
+        f"$aws/things/{thing_name}/#",
+        f"$aws/commands/things/{thing_name}/#",
+        f"telemetry/{thing_name}/#",
+    )
     return any(covers(each, topic_filter) for each in own)
 
 
@@ -147,6 +211,22 @@ def hears_delta(topic_filter: str, thing_name: str) -> bool:
 def defender_topic(thing_name: str, style: str) -> str:
     """Return the topic on which a thing reports its metrics; its answers stand below it."""
     return f"$aws/things/{thing_name}/defender/metrics/{style}"
+
+
+def jobs_prefix(thing_name: str) -> str:
+    """Return the topic under which a thing's jobs stand, without a slash at its end."""
+    return f"$aws/things/{thing_name}/jobs"
+
+
+def command_topic(thing_name: str, execution_id: str) -> str:
+    """Return the topic under which one execution of a command stands, without a slash at its end."""
+    return f"$aws/commands/things/{thing_name}/executions/{execution_id}"
+
+
+def hears_commands(topic_filter: str, thing_name: str) -> bool:
+    """Tell whether a subscription receives commands to a thing, in one of their formats at least."""
+    base = f"{command_topic(thing_name, 'any')}/request"
+    return any(matches(topic_filter, each) for each in (base, f"{base}/json", f"{base}/cbor"))
 
 
 def matches(topic_filter: str, topic: str) -> bool:

@@ -7,35 +7,15 @@ seem to be made, and no answer comes. What was sent meanwhile arrives when it go
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
-from typing import Final
 
-_PIECE_BYTES: Final = 1 << 16
+from scenarios.relay import Relay
 
 
 async def relay(address: str, host: str, port: int) -> None:
     """Carry bytes both ways between whoever connects to a free port of `address` and the server, until cancelled."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            store_reader, store_writer = await asyncio.open_connection(host, port)
-            await asyncio.gather(_carry(reader, store_writer), _carry(store_reader, writer))
-        writer.close()
-
-    server = await asyncio.start_server(serve, address, 0)
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - for whoever has started it
-    await server.serve_forever()
-
-
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes one way until their sender has ended, and tell the receiver so."""
-    try:
-        while piece := await reader.read(_PIECE_BYTES):
-            writer.write(piece)
-            await writer.drain()
-    finally:
-        writer.close()
+    print(await Relay(host, port).start(address), flush=True)  # noqa: T201 - for whoever has started it
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.exceptions import RayError
 
 from actors.fleet import Fleet, LocalFleet
 from actors.ray_fleet import RayFleet, RayTwin
+from actors.ray_runtime import find_actor
 from tests.contract.conftest import START_S
 from tests.contract.fleets import ray_fleet
 from twins.errors import InvalidRequest, RequestError, ShadowNotFound, VersionConflict
@@ -46,6 +48,21 @@ async def test_remote_gives_an_object_ref_of_the_answer(two_actors: RayFleet, pr
     config, telemetry = ray.get(done)
     assert config["state"]["desired"] == {"level": 4}
     assert telemetry["streams"] == {}
+
+
+def test_nobody_waits_for_a_metadata_service_that_stands_still(two_actors: RayFleet) -> None:
+    name = two_actors.placement.homes[0]
+    children = psutil.Process().children(recursive=True)
+    (service,) = (each for each in children if each.name() == "gcs_server")
+    service.suspend()
+    try:
+        with pytest.raises(RayError):
+            find_actor(name)
+    finally:
+        service.resume()
+    assert ray.get(find_actor(name).status.remote(), timeout=DEADLINE_S).is_open
+    with pytest.raises(ValueError, match="nobody"):
+        find_actor("nobody")
 
 
 async def test_a_handle_works_inside_a_remote_task_and_an_actor(two_actors: RayFleet, prefix: str) -> None:

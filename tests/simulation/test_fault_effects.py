@@ -11,7 +11,7 @@ from actors.fleet import LocalFleet
 from scenarios.devices import LocalDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.reading import parse_scenario
-from twins.faults import ACTIONS
+from twins.faults import TROUBLES
 
 SCENARIO: Final = """
 apiVersion: twinfleet/v1
@@ -106,4 +106,4 @@ async def test_a_stuck_sensor_stays_at_what_it_said_and_another_does_not() -> No
 
 
 def test_every_action_has_its_effect_in_a_test() -> None:
-    assert EFFECTS.keys() | {"sensor_stuck"} == ACTIONS.keys()
+    assert EFFECTS.keys() | {"sensor_stuck"} == TROUBLES.keys()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twins.digest import combine_digest
-from twins.faults import ACTIONS, Fault, Select
+from twins.faults import TROUBLES, Fault, Select
 from twins.kernels import Kernels
 from twins.link import Link, Network
 from twins.messages import GroupOrder, TickOrder, TickSummary, encode
@@ -46,7 +46,7 @@ def everything_wrong() -> list[Fault]:
         },
     }
     fields = ("temperature", "humidity", "battery")
-    for number, (name, action) in enumerate(ACTIONS.items()):
+    for number, (name, action) in enumerate(TROUBLES.items()):
         select = Select(percent=40) if number % 3 else Select((("region", "south"),), count=100 + number)
         is_of_field = action.needs_field or name == "sensor_missing"
         faults.append(

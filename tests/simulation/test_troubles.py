@@ -75,8 +75,8 @@ def test_a_fault_is_read_as_it_is_written_and_rides_on_orders_from_its_time_on()
         ("{name: a, at: 5s, duration: 1s, action: meltdown}", "faults[0].action", "loss"),
         ("{name: a, at: 5s, duration: 1s, action: hang, percent: 5}", "faults[0].percent", "unknown key"),
         ("{name: a, at: 5s, duration: 1s, action: loss, percent: 105}", "faults[0].percent", "100"),
-        ("{name: a, at: 70s, duration: 1s, action: hang}", "faults", "end of the scenario"),
-        ("{name: a, at: 5s, duration: 1s, action: hang, groups: [attic]}", "faults[0]", "attic"),
+        ("{name: a, at: 70s, duration: 1s, action: hang}", "faults[0].at", "end of the scenario"),
+        ("{name: a, at: 5s, duration: 1s, action: hang, groups: [attic]}", "faults[0].groups[0]", "attic"),
         ("{name: a, at: 5s, duration: 1s, action: sensor_drift, field: uptime}", "faults[0]", "temperature"),
         (
             "{name: a, at: 5s, duration: 1s, action: hang, select: {where: x}}",
@@ -84,8 +84,8 @@ def test_a_fault_is_read_as_it_is_written_and_rides_on_orders_from_its_time_on()
             "like",
         ),
         (
-            '{name: a, at: 5s, duration: 1s, action: hang, select: {where: "site:rom"}}',
-            "faults[0]",
+            '{name: a, at: 5s, duration: 1s, action: hang, select: {where: "attributes.site:rom"}}',
+            "faults[0].select.where",
             "ams|ber",
         ),
         (

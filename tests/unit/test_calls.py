@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import ray
 from ray.exceptions import RayActorError
 
 from actors.calls import CallLimit, submit
@@ -45,7 +46,12 @@ class RayOwned:
         self.loss = loss
 
 
-def test_a_call_to_an_actor_that_ray_has_forgotten_is_one_to_a_dead_actor() -> None:
+def test_a_call_to_an_actor_that_ray_has_forgotten_is_one_to_a_dead_actor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RayActorError, match="no attribute 'core_worker'"):
+        submit(Method(AttributeError("'Worker' object has no attribute 'core_worker'")))
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(RayActorError, match="Can't find actor"):
         submit(Method(Exception(FORGOTTEN)))
     with pytest.raises(TypeError, match="two arguments"):

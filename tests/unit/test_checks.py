@@ -251,7 +251,14 @@ def test_the_verdict_is_pass_only_if_something_was_judged_and_all_was_met(
 
 
 def test_exit_codes_are_those_of_the_scenario_language() -> None:
-    assert EXIT_CODES == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "NOTHING_RAN": 5, "INTERRUPTED": 130}
+    assert EXIT_CODES == {
+        "PASS": 0,
+        "FAIL": 1,
+        "INCONCLUSIVE": 3,
+        "ABORTED": 4,
+        "NOTHING_RAN": 5,
+        "INTERRUPTED": 130,
+    }
 
 
 @pytest.mark.parametrize(

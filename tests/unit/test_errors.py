@@ -67,6 +67,7 @@ INSTANCES: tuple[Exception, ...] = (
     scenarios_errors.NameTaken("group", "hall", "by whom"),
     scenarios_errors.FaultImpossible("no platform"),
     scenarios_errors.DeviceFailed("lamp", "dark"),
+    scenarios_errors.Aborted("reports: count > 3 held for 5 s, at 9 s"),
     scenarios_errors.Interrupted(12),
     TwinError("plain"),
     twins_errors.RequestError(),

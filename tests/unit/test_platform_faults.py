@@ -44,19 +44,19 @@ def test_a_fault_of_the_platform_is_read_as_it_is_written(text: str, fault: Plat
     ("text", "path", "words"),
     [
         ("{name: a, at: 9s, action: kill, component: brocker}", "component", "did you mean 'broker'"),
-        ("{name: a, at: 9s, action: kill}", "", "'component' is missing"),
-        ("{name: a, at: 9s, action: pause, component: redis}", "", "'duration' is missing"),
-        ("{name: a, at: 9s, action: restart, component: redis, duration: 3s}", "", "kill"),
+        ("{name: a, at: 9s, action: kill}", "component", "is missing"),
+        ("{name: a, at: 9s, action: pause, component: redis}", "duration", "is missing"),
+        ("{name: a, at: 9s, action: restart, component: redis, duration: 3s}", "duration", "unknown key"),
         ("{name: a, at: 9s, action: kill, component: shard, value: 3}", "", "mode fixed"),
         ("{name: a, at: 9s, action: kill, component: shard, percent: 3}", "percent", "unknown key"),
-        ("{name: a, at: 2m, action: kill, component: shard}", "faults", "end of the scenario"),
+        ("{name: a, at: 2m, action: kill, component: shard}", "at", "end of the scenario"),
     ],
 )
 def test_a_fault_of_the_platform_that_makes_no_sense_is_refused(text: str, path: str, words: str) -> None:
     with pytest.raises(ScenarioInvalid) as caught:
         parse_scenario(HEAD + f"faults: [{text}]\n")
     [problem] = caught.value.problems
-    assert problem.path == ("faults" if path == "faults" else f"faults[0]{'.' if path else ''}{path}")
+    assert problem.path == f"faults[0]{'.' if path else ''}{path}"
     assert words in problem.text
 
 
@@ -90,7 +90,7 @@ def test_a_threshold_may_be_on_one_fault() -> None:
     [
         ("recovery_time{fault:outrage}", "did you mean 'outage'"),
         ("recovery_time{group:outage}", "'fault'"),
-        ("reports{fault:outage}", "it has none"),
+        ("reports{fault:outage}", "it has 'group'"),
         ("recovery_thyme{fault:outage}", "unknown metric; did you mean 'recovery_time'"),
     ],
 )

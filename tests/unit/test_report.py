@@ -184,7 +184,8 @@ def test_junit_tells_failures_apart_and_survives_any_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "count"), [("FAIL", 0), ("INCONCLUSIVE", 1), ("INTERRUPTED", 1), ("NOTHING_RAN", 1)]
+    ("verdict", "count"),
+    [("FAIL", 0), ("INCONCLUSIVE", 1), ("ABORTED", 1), ("INTERRUPTED", 1), ("NOTHING_RAN", 1)],
 )
 def test_a_run_without_a_verdict_is_an_error_in_junit(verdict: Verdict, count: int) -> None:
     tree = ET.fromstring(junit_xml(dataclasses.replace(PASSED, verdict=verdict)))

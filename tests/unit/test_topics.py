@@ -6,13 +6,17 @@ import pytest
 
 from twins.topics import (
     REQUEST_FILTERS,
+    CommandTopic,
     DefenderTopic,
+    JobTopic,
     ShadowTopic,
     TelemetryTopic,
+    command_topic,
     covers,
     defender_topic,
     is_reserved,
     is_shadow_name,
+    jobs_prefix,
     matches,
     may_publish,
     parse,
@@ -37,6 +41,25 @@ def test_a_report_of_metrics_is_read_from_its_topic(style: str) -> None:
     assert parse(topic) == DefenderTopic("lamp", style)
     assert defender_topic("lamp", style) == topic
     assert any(matches(each, topic) for each in REQUEST_FILTERS)
+
+
+@pytest.mark.parametrize(
+    "request_name", ["get", "start-next", "a/get", "$next/get", "a!/update", "get/update"]
+)
+def test_a_request_on_jobs_is_read_from_its_topic(request_name: str) -> None:
+    topic = f"{jobs_prefix('lamp')}/{request_name}"
+    assert parse(topic) == JobTopic("lamp", request_name)
+    assert any(matches(each, topic) for each in REQUEST_FILTERS)
+    assert may_publish("lamp", topic)
+    assert not may_publish("door", topic)
+
+
+def test_an_answer_to_a_command_is_read_from_its_topic() -> None:
+    topic = f"{command_topic('lamp', 'e-1')}/response/json"
+    assert parse(topic) == CommandTopic("lamp", "e-1")
+    assert any(matches(each, topic) for each in REQUEST_FILTERS)
+    assert may_publish("lamp", topic)
+    assert not may_publish("door", topic)
 
 
 @pytest.mark.parametrize("stream", ["s", "a/b", "a/b/c/d", "$s", "shadow/update"])
@@ -71,7 +94,18 @@ def test_telemetry_is_read_from_its_topic(stream: str) -> None:
         "$aws/things/lamp/shadow/name/a/b/update",
         "$aws/things/lamp/shadow/name/" + "x" * 65 + "/update",
         "$aws/things/lamp/shadow/title/config/update",
-        "$aws/things/lamp/jobs/get",
+        "$aws/things/lamp/jobs",
+        "$aws/things/lamp/jobs/put",
+        "$aws/things/lamp/jobs/notify",
+        "$aws/things/lamp/jobs/get/accepted",
+        "$aws/things/lamp/jobs//get",
+        "$aws/things/lamp/jobs/a/get/accepted",
+        "$aws/things/la mp/jobs/get",
+        "$aws/commands/things/lamp/executions/e/request/json",
+        "$aws/commands/things/lamp/executions/e/response/cbor",
+        "$aws/commands/things/lamp/executions/e/response/accepted/json",
+        "$aws/commands/things/la mp/executions/e/response/json",
+        "$aws/commands/clients/lamp/executions/e/response/json",
         "$aws/things/lamp/defender/metrics",
         "$aws/things/lamp/defender/metrics/xml",
         "$aws/things/lamp/defender/metrics/json/accepted",
