@@ -77,9 +77,13 @@ app.command(
         "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
     ),
 )(commands_query.query)
-app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
-    commands_run.run
-)
+app.command(
+    "run",
+    epilog=example(
+        "twinfleet run scenarios/library/smoke/first-light.yaml --seed 7",
+        "twinfleet run load.yaml --path wire --load-processes 2",
+    ),
+)(commands_run.run)
 app.command(
     "report",
     epilog=example(
