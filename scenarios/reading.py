@@ -35,6 +35,7 @@ from scenarios.spec import (
     Step,
     Threshold,
     WaitFor,
+    WireSpec,
 )
 from scenarios.troubles import fault_of
 from scenarios.wire_words import NEEDS_CLOCK
@@ -140,6 +141,7 @@ class _Reader:
         values = self.values = SCENARIO_FORM.read(data, (), self.notes)
         metadata = values["metadata"]
         self.clock = self._clock(values["clock"])
+        self.path = values["path"]
         start_s = self._start(values["start"])
         stages = values["stages"]
         self.duration_s = self._duration(values["duration"], stages)
@@ -158,10 +160,10 @@ class _Reader:
             seed=values["seed"],
             start_s=start_s,
             clock=self.clock,
-            wire=values["wire"],
             duration_s=self.duration_s,
             warmup_s=values["warmup"],
             groups=groups,
+            wire=values["wire"] or WireSpec(),
             devices=devices,
             # A stable sort: steps of one time stay in the order of the file.
             steps=tuple(sorted(steps, key=lambda step: step.at_s)),
@@ -250,10 +252,10 @@ class _Reader:
             int(report_every_s),
             attributes,
             values["network"],
-            values["path"] or self.values["path"],
+            values["path"] or self.path,
         )
         if group.path == "wire" and self.clock.speed is None:
-            self._blame(path, NEEDS_CLOCK)
+            self._blame((*path, "path"), NEEDS_CLOCK)
         if name and name in self.patterns:
             self._blame(path, f"another group is named {name!r} already")
         if model is not None and is_sound and self._fits(group, path):

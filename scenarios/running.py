@@ -19,7 +19,7 @@ from actors.fleet import Fleet, LocalFleet
 from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
-from scenarios.errors import Problem, ScenarioInvalid
+from scenarios.errors import FaultImpossible, Problem, ScenarioInvalid
 from scenarios.interruption import interruptible
 from scenarios.load_orders import Registrar
 from scenarios.platform_trouble import PlatformTrouble
@@ -123,8 +123,17 @@ def worst_of(runs: Sequence[tuple[Scenario, RunResult]]) -> int:
 def run_locally(
     scenario: Scenario, shard_count: int, *, reports_dir: Path, options: RunOptions | None = None
 ) -> RunResult:
-    """Run a scenario on a fleet in this process, real devices played in-process, and return the result."""
+    """Run a scenario on a fleet in this process, real devices played in-process, and return the result.
+
+    FaultImpossible if it needs a platform: for devices on the wire, or for what goes wrong.
+    """
     options = options or RunOptions()
+    on_wire = [group.name for group in scenario.groups if group.path == "wire"]
+    if on_wire:
+        raise FaultImpossible(
+            f"group {on_wire[0]!r} is on the wire, and there is no broker here; start a platform (`twinfleet up`) and "
+            "run the scenario without `--fleet local`, or with `--path engine`"
+        )
 
     async def main() -> RunResult:
         fleet = LocalFleet(shard_count)
@@ -155,12 +164,13 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
     reports_dir = DataDirectory(data_dir).reports
 
     async def main() -> RunResult:
-        platform = await connect(endpoints)
-        platform.tick_patience_s = _TICK_PATIENCE_S
-        fleet = _wired(platform, scenario, endpoints)
+        ray_fleet = await connect(endpoints)
+        ray_fleet.tick_patience_s = _TICK_PATIENCE_S
+        fleet: Fleet = ray_fleet
         try:
             with interruptible() as interrupt:
                 async with wire_for(scenario, endpoints) as (through, relay):
+                    fleet = _wired(ray_fleet, scenario, through)
                     described = dataclasses.replace(
                         options,
                         fleet="ray",

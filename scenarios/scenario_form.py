@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from scenarios.metrics import CATALOGUE, LABELS
-from scenarios.spec import API_VERSION, CHECKS, DEFAULT_TIMEOUT_S, Stage, WireSpec
+from scenarios.spec import API_VERSION, CHECKS, DEFAULT_TIMEOUT_S, Stage
 from scenarios.troubles import FAULT_FORM, NAME, NETWORK_FORM
 from scenarios.wire_words import PATH_FORM, WIRE_FORM
 from twins.forms import (
@@ -99,10 +99,10 @@ _GROUP: Final = Record(
             "What each draws once, for life: {site: {choice: [ams, ber], weights: [5, 3]}}.",
             None,
         ),
-        "path": Key(PATH_FORM, "How its devices reach their twins; as the scenario says, without.", None),
         "network": Key(
             NETWORK_FORM, "The link between devices and twins; without it all arrives at once.", None
         ),
+        "path": Key(PATH_FORM, "The group's way to its twins; without it, the scenario's.", None),
     }
 )
 _DEVICE: Final = Record(
@@ -210,10 +210,10 @@ SCENARIO_FORM: Final = Record(
         "clock": Key(_CLOCK, "How virtual time follows the wall clock; asap without.", None),
         "path": Key(
             PATH_FORM,
-            "engine: simulated devices live in their twins, by the million; wire: each has a real connection.",
+            "engine: simulated devices live in their twins, by the million; wire: each has an MQTT connection.",
             "engine",
         ),
-        "wire": Key(WIRE_FORM, "How devices of groups on the wire connect.", WireSpec()),
+        "wire": Key(WIRE_FORM, "How devices on the wire connect.", None),
         "duration": Key(
             Duration(is_whole=True, minimum_s=1),
             "How long it lasts; without it, as long as its stages.",

@@ -259,6 +259,7 @@ class Scenario:
     start_s: int = DEFAULT_START_S
     warmup_s: int = 0
     clock: ClockSpec = ClockSpec()
+    path: PathKind = "engine"
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[GroupSpec, ...] = ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -86,38 +87,66 @@ def run(
         raise UsageFault(
             "--path wire needs a platform, whose broker devices connect to: leave --fleet local out"
         )
-    # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
-    from rich.console import Console  # noqa: PLC0415
-
-    from scenarios.engine import RunOptions  # noqa: PLC0415
-    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
-    from scenarios.progress import progress_for  # noqa: PLC0415
-    from scenarios.running import (  # noqa: PLC0415
-        DEFAULT_SHARD_COUNT,
-        on_path,
-        run_locally,
-        run_matrix,
-        run_on_platform,
+    word: Literal["engine", "wire"] | None = path.value if path else None
+    settings = [*sets, *([] if seed is None else [f"seed={seed}"])]
+    _run_all(
+        _Order(file, settings, word, load_processes),
+        _Place(fleet, data_dir, shards, is_kept=keep_fleet),
     )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be run."""
+
+    file: str
+    settings: Sequence[str]
+    path: Literal["engine", "wire"] | None
+    load_processes: int | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where it runs."""
+
+    fleet: FleetKind
+    data_dir: Path
+    shards: int | None
+    is_kept: bool
+
+    def run(self, scenario: Scenario) -> RunResult:
+        """Run one scenario here."""
+        from rich.console import Console  # noqa: PLC0415
+
+        from scenarios.engine import RunOptions  # noqa: PLC0415
+        from scenarios.progress import progress_for  # noqa: PLC0415
+        from scenarios.running import DEFAULT_SHARD_COUNT, run_locally, run_on_platform  # noqa: PLC0415
+
+        progress = progress_for(Console(stderr=True))
+        options = RunOptions(version=__version__, keep_fleet=self.is_kept, progress=progress)
+        if self.fleet is FleetKind.RAY:
+            return run_on_platform(scenario, self.data_dir, options=options)
+        reports_dir = DataDirectory(self.data_dir).reports
+        return run_locally(
+            scenario, self.shards or DEFAULT_SHARD_COUNT, reports_dir=reports_dir, options=options
+        )
+
+
+def _run_all(order: _Order, place: _Place) -> None:
+    """Run a scenario, or each cell of its matrix, and end with the exit code of all."""
+    # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
+    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
+    from scenarios.running import on_path, run_matrix  # noqa: PLC0415
     from twinfleet.scenario_views import read  # noqa: PLC0415
 
-    reports_dir = DataDirectory(data_dir).reports
-
-    def run_one(scenario: Scenario) -> RunResult:
-        progress = progress_for(Console(stderr=True))
-        options = RunOptions(version=__version__, keep_fleet=keep_fleet, progress=progress)
-        if fleet is FleetKind.RAY:
-            return run_on_platform(scenario, data_dir, options=options)
-        return run_locally(scenario, shards or DEFAULT_SHARD_COUNT, reports_dir=reports_dir, options=options)
-
-    settings = [*sets, *([] if seed is None else [f"seed={seed}"])]
+    reports_dir = DataDirectory(place.data_dir).reports
     runs: list[tuple[Scenario, RunResult]] = []
     try:
         cells = [
-            on_path(scenario, path.value if path else None, load_processes)
-            for scenario in read(file, settings)
+            on_path(scenario, order.path, order.load_processes)
+            for scenario in read(order.file, order.settings)
         ]
-        for scenario, result in run_matrix(cells, run_one):
+        for scenario, result in run_matrix(cells, place.run):
             if len(cells) > 1:
                 print_line(f"cell: {_cell_text(scenario)}")
             _print_result(result, reports_dir)
@@ -160,9 +189,13 @@ def _print_result(result: RunResult, reports_dir: Path) -> None:
         if step.outcome != "PASS":
             print_line(f"{step.outcome}: {step.name}: {step.detail}")
     for fault in result.faults:
-        if fault.outcome == "FAIL":
-            print_line(
-                f"FAIL: {fault.name}: what {fault.action} of {fault.target} broke was not served again"
-            )
+        what = f"{fault.name} ({fault.action.replace('_', ' ')} of {fault.target})"
+        if fault.recovery_s is not None:
+            time = "virtual time" if fault.layer == "simulated" else "real time"
+            print_line(f"recovered: {what} within {fault.recovery_s:.3g} s of {time}")
+        elif fault.outcome == "FAIL":
+            print_line(f"FAIL: {what}: not served again")
+        else:
+            print_line(f"not seen to recover: {what}")
     print_line(f"verdict: {result.verdict} ({result.reason})")
     print_line(f"report: {reports_dir / result.run_id / 'report.html'}")

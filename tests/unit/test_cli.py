@@ -61,6 +61,7 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 # They only read files.
 WITHOUT_PLATFORM = (
     ["audit", "check"],
+    ["diff"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
     *(["scenario", name] for name in ("list", "plan", "schema", "validate")),
 )
@@ -91,6 +92,8 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
+        ("report",),
+        ("diff",),
         ("sql",),
         ("query",),
         *(("twin", name) for name in ("describe", "get", "set", "watch", "give-back", "pin", "unpin")),
@@ -100,6 +103,8 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("job", name) for name in ("create", "list", "show", "cancel", "delete")),
+        *(("command", name) for name in ("send", "list", "show")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
         *(("scenario", name) for name in ("list", "plan", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
