@@ -35,7 +35,7 @@ SHOWN_BY: Final = {
     "snapshot_one_behind": 2,
     "snapshot_one_ahead": 0,
     "repeated_batch_applied": 0,
-    "trim_before_snapshot": 73,
+    "trim_before_snapshot": 187,
     "no_lease": 1714,
     "acknowledged_is_forgotten": 187,
     "taken_dies_with_bridge": 187,
