@@ -77,6 +77,13 @@ class Invariants:
         if not fewest - self._untold[name] <= due <= most:
             self._violate(f"{place}: {due} reports were due so far, it must be {fewest} to {most}")
 
+    def on_settled(self, group: str, summary: TickSummary) -> None:
+        """Add what became of a group's reports after its last tick."""
+        self._totals[group] = self._totals[group].then(summary)
+        missing = self._totals[group].reports_due - self._totals[group].reports_accounted
+        if missing:
+            self._violate(f"group {group}: after the end, {missing} reports due are not accounted for")
+
     def _violate(self, text: str) -> None:
         self._violations.setdefault("every_report_accounted_for", text)
 

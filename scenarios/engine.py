@@ -18,13 +18,14 @@ from typing import Final
 from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
+from scenarios.cohorts import survey
 from scenarios.devices import DeviceHost
-from scenarios.errors import Aborted, DeviceFailed, Interrupted, NameTaken
-from scenarios.fault_windows import fault_record
+from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
+from scenarios.fault_windows import fault_records
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
 from scenarios.result import (
-    DeviceRecord,
+    CohortRecord,
     FaultRecord,
     Hold,
     Judgement,
@@ -32,6 +33,7 @@ from scenarios.result import (
     RunResult,
     StepRecord,
     Verdict,
+    WorstDevice,
     judged_recoveries,
 )
 from scenarios.spec import (
@@ -48,6 +50,7 @@ from scenarios.spec import (
 )
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
+from scenarios.wire_fleet import WireFleet
 from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
@@ -101,6 +104,8 @@ class _Conductor:
         self._trouble = options.trouble
         self._faults: list[FaultRecord] = []
         self._audit: Judgement | None = None
+        self._cohorts: tuple[CohortRecord, ...] = ()
+        self._worst: tuple[WorstDevice, ...] = ()
 
     async def run(self) -> RunResult:
         """Set up, run, judge and clean up."""
@@ -122,6 +127,9 @@ class _Conductor:
             # Of the run as ordered, whatever the assertions wait for afterwards.
             self._digest = await self._fleet.digest()
             await self._end_trouble()
+            self._cohorts, self._worst, why_not = await survey(scenario, self._fleet, self._tick * TICK_S)
+            if why_not:
+                self._observer.note(why_not)
             self._stage = "judging"
             await self._judge_assertions()
         except Aborted as end:
@@ -132,7 +140,7 @@ class _Conductor:
             with contextlib.suppress(WorldError):
                 self._digest = self._digest or await self._fleet.digest()
             return "INTERRUPTED", str(interruption)
-        except (WorldError, ModelError, DeviceFailed) as error:
+        except (WorldError, ModelError, DeviceFailed, LoadFailed) as error:
             # ModelError: somebody else deleted a group of ours.
             return "INCONCLUSIVE", f"the system under test broke, so it was not judged: {error}"
         return verdict_of(self._outcomes(), has_run=bool(scenario.groups or scenario.devices))
@@ -177,13 +185,24 @@ class _Conductor:
             if reason := self._observer.abort_watch.on_window(begin * TICK_S, self._tick * TICK_S):
                 raise Aborted(f"abort_on: {reason}")
         await self._pace(self._tick)
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_settled(await self._fleet.settle())
+            self._take_wire_news()
+            self._observer.note_wire()
         self._observer.count(is_counting=False)
+
+    def _take_wire_news(self) -> None:
+        if isinstance(self._fleet, WireFleet):
+            self._observer.on_wire(self._fleet.take_news())
 
     async def _run_window(self, end: int) -> None:
         orders = orders_for(self._scenario, self._tick, end - self._tick)
         if orders:
             was_broken = bool(self._trouble.active)
+            if isinstance(self._fleet, WireFleet):
+                self._fleet.intend(self._intended_s(self._tick))
             summaries = await self._fleet.tick(orders)
+            self._take_wire_news()
             lag_ms = None
             if (intended_s := self._intended_s(end)) is not None:
                 lag_ms = max(0.0, (time.perf_counter() - intended_s) * 1000)
@@ -234,22 +253,28 @@ class _Conductor:
             )
             await self._rest(seconds)
 
-        scenario, observer = self._scenario, self._observer
+        observer = self._observer
         report = await self._trouble.end(rest)
-        device_count = sum(group.count for group in scenario.groups)
-        simulated = [
-            fault_record(each, observer.windows, end_s=self._tick * TICK_S, device_count=device_count)
-            for each in scenario.faults
-            if isinstance(each, FaultSpec)
-        ]
         self._audit = report.audit
-        self._faults = sorted([*simulated, *report.faults], key=lambda each: each.virtual_begin_s)
+        self._faults = sorted(
+            [*self._simulated_faults(), *report.faults], key=lambda each: each.virtual_begin_s
+        )
         for each in self._faults:
             observer.on_fault(each)
         if report.accepted is not None and report.unknown is not None:
             observer.on_audit(report.accepted, report.unknown)
         for text in report.notes:
             observer.note(text)
+
+    def _simulated_faults(self) -> list[FaultRecord]:
+        """Return the faults of simulated devices that have begun, as far as the run has come."""
+        scenario, end_s = self._scenario, self._tick * TICK_S
+        return fault_records(
+            [each for each in scenario.faults if isinstance(each, FaultSpec) and each.at_s < end_s],
+            self._observer.windows,
+            end_s=end_s,
+            device_count=sum(group.count for group in scenario.groups),
+        )
 
     # Time
 
@@ -332,7 +357,7 @@ class _Conductor:
             await self._devices.stop(keep=self._options.keep_fleet)
             for name in [] if self._options.keep_fleet else self._groups:
                 await self._fleet.delete_group(name)
-        except (WorldError, DeviceFailed) as error:
+        except (WorldError, DeviceFailed, LoadFailed) as error:
             self._observer.note(f"cleaning up: {error}")
 
     def _show(self, *, hold: str = "") -> None:
@@ -395,7 +420,7 @@ class _Conductor:
             description=scenario.description,
             labels=scenario.labels,
             devices=tuple(
-                DeviceRecord(device.thing_name, device.model, self._devices.transport)
+                observer.device_record(device.thing_name, device.model, self._devices.transport)
                 for device in scenario.devices
             ),
             metrics=observer.measurements.statistics(),
@@ -404,8 +429,12 @@ class _Conductor:
             assertions=tuple(self._assertions),
             steps=tuple(self._steps),
             holds=tuple(self._holds),
-            faults=tuple(self._faults),
-            windows=tuple(observer.windows),
+            # Of a run that did not come to its end, what is known: nobody waited for the platform to recover.
+            faults=tuple(self._faults or self._simulated_faults()),
+            cohorts=self._cohorts,
+            worst_devices=self._worst,
+            latencies=observer.latencies(),
+            windows=observer.sampled_windows(),
             device_points=tuple(observer.device_points),
             notes=tuple(observer.notes),
         )

@@ -29,6 +29,7 @@ from scenarios.spec import (
     DeviceSpec,
     FaultSpec,
     GroupSpec,
+    PathKind,
     PlatformFault,
     Scenario,
     SetDesired,
@@ -37,8 +38,10 @@ from scenarios.spec import (
     Threshold,
     WaitFor,
     WireFault,
+    WireSpec,
 )
 from scenarios.troubles import fault_of
+from scenarios.wire_words import NEEDS_CLOCK
 from scenarios.workloads import group_of
 from twins.errors import ModelError, ModelInvalid
 from twins.errors import Path as Steps
@@ -134,6 +137,7 @@ class _Reader:
         self.fault_names: list[str] = []
         self.duration_s = _TIME_MAX_S
         self.clock = ClockSpec()
+        self.path: PathKind = "engine"
 
     def scenario(self) -> Scenario:
         """Return the scenario, or raise all mistakes."""
@@ -141,6 +145,7 @@ class _Reader:
         values = self.values = SCENARIO_FORM.read(data, (), self.notes)
         metadata = values["metadata"]
         self.clock = self._clock(values["clock"])
+        self.path = values["path"]
         start_s = self._start(values["start"])
         stages = values["stages"]
         self.duration_s = self._duration(values["duration"], stages)
@@ -163,6 +168,7 @@ class _Reader:
             duration_s=self.duration_s,
             warmup_s=values["warmup"],
             groups=groups,
+            wire=values["wire"] or WireSpec(),
             devices=devices,
             # A stable sort: steps of one time stay in the order of the file.
             steps=tuple(sorted(steps, key=lambda step: step.at_s)),
@@ -251,7 +257,10 @@ class _Reader:
             int(report_every_s),
             attributes,
             values["network"],
+            values["path"] or self.path,
         )
+        if group.path == "wire" and self.clock.speed is None:
+            self._blame((*path, "path"), NEEDS_CLOCK)
         if name and name in self.patterns:
             self._blame(path, f"another group is named {name!r} already")
         if model is not None and is_sound and self._fits(group, path):

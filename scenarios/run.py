@@ -16,13 +16,17 @@ from actors.fleet import Fleet, LocalFleet
 from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
+from scenarios.errors import Problem, ScenarioInvalid
 from scenarios.interruption import interruptible
+from scenarios.load_orders import Registrar
 from scenarios.platform_trouble import PlatformTrouble
 from scenarios.reading import load_scenario, reseeded
 from scenarios.report import write_reports
 from scenarios.result import RunResult
-from scenarios.spec import Scenario
+from scenarios.spec import PathKind, Scenario
+from scenarios.wire_fleet import WireFleet, WireSite
 from scenarios.wire_trouble import wire_for
+from scenarios.wire_words import NEEDS_CLOCK
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
@@ -95,11 +99,13 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
     reports_dir = DataDirectory(data_dir).reports
 
     async def main() -> RunResult:
-        fleet = await connect(endpoints)
-        fleet.tick_patience_s = _TICK_PATIENCE_S
+        ray_fleet = await connect(endpoints)
+        ray_fleet.tick_patience_s = _TICK_PATIENCE_S
+        fleet: Fleet = ray_fleet
         try:
             with interruptible() as interrupt:
                 async with wire_for(scenario, endpoints) as (through, relay):
+                    fleet = _wired(ray_fleet, scenario, through)
                     described = dataclasses.replace(
                         options,
                         fleet="ray",
@@ -117,9 +123,37 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
     return asyncio.run(main())
 
 
+def _wired(fleet: Fleet, scenario: Scenario, endpoints: Endpoints) -> Fleet:
+    """Return the fleet, with load processes where groups of the scenario are on the wire."""
+    if all(group.path == "engine" for group in scenario.groups):
+        return fleet
+    registrar = Registrar(endpoints.api.url, endpoints.operator_token_file)
+    return WireFleet(
+        fleet, scenario, WireSite(endpoints.mqtts.host, endpoints.mqtts.port, endpoints.ca, registrar)
+    )
+
+
+def on_path(scenario: Scenario, path: PathKind | None, process_count: int | None = None) -> Scenario:
+    """Return the scenario with all its groups on one path, and with so many load processes; None leaves it as it is.
+
+    ScenarioInvalid if its clock does not go with the wire.
+    """
+    wire = scenario.wire
+    if process_count is not None:
+        wire = dataclasses.replace(wire, processes=process_count)
+    groups = scenario.groups
+    if path is not None:
+        groups = tuple(dataclasses.replace(group, path=path) for group in groups)
+    if path == "wire" and scenario.clock.speed is None:
+        raise ScenarioInvalid([Problem(scenario.file, 1, 1, "clock", NEEDS_CLOCK)])
+    return dataclasses.replace(scenario, groups=groups, wire=wire)
+
+
 def _command(scenario: Scenario, *arguments: str) -> str:
     """Return what repeats a run, to be pasted into a shell."""
-    return shlex.join(["twinfleet", "run", scenario.file, "--seed", str(scenario.seed), *arguments])
+    is_on_wire = scenario.groups and all(group.path == "wire" for group in scenario.groups)
+    path = ["--path", "wire"] if is_on_wire and arguments[:1] == ("--data-dir",) else []
+    return shlex.join(["twinfleet", "run", scenario.file, "--seed", str(scenario.seed), *path, *arguments])
 
 
 def version_text() -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from scenarios.metrics import CATALOGUE, LABELS
 from scenarios.spec import API_VERSION, CHECKS, DEFAULT_TIMEOUT_S, Stage
 from scenarios.troubles import FAULT_FORM, NAME, NETWORK_FORM
+from scenarios.wire_words import PATH_FORM, WIRE_FORM
 from twins.forms import (
     Anything,
     ByType,
@@ -101,6 +102,7 @@ _GROUP: Final = Record(
         "network": Key(
             NETWORK_FORM, "The link between devices and twins; without it all arrives at once.", None
         ),
+        "path": Key(PATH_FORM, "The group's way to its twins; without it, the scenario's.", None),
     }
 )
 _DEVICE: Final = Record(
@@ -207,8 +209,11 @@ SCENARIO_FORM: Final = Record(
         "start": Key(Text(), "The virtual time at which it begins, like 2026-01-01T00:00:00Z.", None),
         "clock": Key(_CLOCK, "How virtual time follows the wall clock; asap without.", None),
         "path": Key(
-            Words(("engine",)), "engine: simulated devices live in their twins, by the million.", "engine"
+            PATH_FORM,
+            "engine: simulated devices live in their twins, by the million; wire: each has an MQTT connection.",
+            "engine",
         ),
+        "wire": Key(WIRE_FORM, "How devices on the wire connect.", None),
         "duration": Key(
             Duration(is_whole=True, minimum_s=1),
             "How long it lasts; without it, as long as its stages.",

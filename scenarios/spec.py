@@ -25,6 +25,12 @@ TICK_S: Final = 1
 DEFAULT_TIMEOUT_S: Final = 10.0
 
 
+# How a simulated device reaches its twin: within the engine, or over a connection of its own through the broker.
+PathKind = Literal["engine", "wire"]
+# How a device tries again that has lost its connection, or has got none.
+Backoff = Literal["exponential", "none"]
+
+
 @dataclass(frozen=True, slots=True)
 class ClockSpec:
     """How virtual time follows the wall clock; `speed` virtual seconds pass in one second, None with `asap`."""
@@ -55,6 +61,23 @@ class GroupSpec:
     report_every_s: int = 10
     attributes: Mapping[str, ChoiceSpec] = field(default_factory=dict)
     network: Network | None = None
+    path: PathKind = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class WireSpec:
+    """How devices of groups with `path: wire` connect; see `load_orders.LoadSettings`.
+
+    `processes` is the number of load processes, 0: as few as descriptors allow. `connect_rate` is that of all of them.
+    """
+
+    processes: int = 0
+    connect_rate: float = 500.0
+    qos: int = 1
+    keep_alive_s: int = 60
+    backoff: Backoff = "exponential"
+    retry_first_s: float = 1.0
+    retry_max_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +256,11 @@ class Scenario:
     start_s: int = DEFAULT_START_S
     warmup_s: int = 0
     clock: ClockSpec = ClockSpec()
-    path: Literal["engine"] = "engine"
+    path: PathKind = "engine"
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[GroupSpec, ...] = ()
+    wire: WireSpec = WireSpec()
     devices: tuple[DeviceSpec, ...] = ()
     steps: tuple[Step, ...] = ()
     faults: tuple[FaultSpec | PlatformFault | WireFault, ...] = ()

@@ -26,6 +26,13 @@ class FleetKind(StrEnum):
     RAY = "ray"
 
 
+class PathWord(StrEnum):
+    """How simulated devices reach their twins."""
+
+    ENGINE = "engine"
+    WIRE = "wire"
+
+
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.", show_default=False)],
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -40,6 +47,18 @@ def run(
     seed: Annotated[
         int | None, typer.Option(metavar="S", min=0, help="A seed instead of the scenario's.")
     ] = None,
+    path: Annotated[
+        PathWord | None,
+        typer.Option(
+            help="All groups on this path, whatever the scenario says. engine: simulated in their twins. wire: "
+            "real MQTT connections, each device with its own certificate.",
+            show_default=False,
+        ),
+    ] = None,
+    load_processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Processes that have the connections of path wire."),
+    ] = None,
     keep_fleet: Annotated[
         bool, typer.Option("--keep-fleet", help="Leave the scenario's groups and things in the platform.")
     ] = False,
@@ -51,6 +70,10 @@ def run(
     """
     if shards is not None and fleet is FleetKind.RAY:
         raise UsageFault("--shards goes with --fleet local: a platform has its number of shards for good")
+    if path is PathWord.WIRE and fleet is FleetKind.LOCAL:
+        raise UsageFault(
+            "--path wire needs a platform, whose broker devices connect to: leave --fleet local out"
+        )
     # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
     from rich.console import Console  # noqa: PLC0415
 
@@ -58,7 +81,7 @@ def run(
     from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
     from scenarios.progress import progress_for  # noqa: PLC0415
     from scenarios.reading import load_scenario, reseeded  # noqa: PLC0415
-    from scenarios.run import DEFAULT_SHARD_COUNT, run_locally, run_on_platform  # noqa: PLC0415
+    from scenarios.run import DEFAULT_SHARD_COUNT, on_path, run_locally, run_on_platform  # noqa: PLC0415
 
     reports_dir = DataDirectory(data_dir).reports
     options = RunOptions(
@@ -66,6 +89,7 @@ def run(
     )
     try:
         scenario = reseeded(load_scenario(file), seed)
+        scenario = on_path(scenario, path.value if path else None, load_processes)
         if fleet is FleetKind.RAY:
             result = run_on_platform(scenario, data_dir, options=options)
         else:
@@ -90,9 +114,13 @@ def _print_result(result: RunResult, reports_dir: Path) -> None:
         if step.outcome != "PASS":
             print_line(f"{step.outcome}: {step.name}: {step.detail}")
     for fault in result.faults:
-        if fault.outcome == "FAIL":
-            print_line(
-                f"FAIL: {fault.name}: what {fault.action} of {fault.target} broke was not served again"
-            )
+        what = f"{fault.name} ({fault.action.replace('_', ' ')} of {fault.target})"
+        if fault.recovery_s is not None:
+            time = "virtual time" if fault.layer == "simulated" else "real time"
+            print_line(f"recovered: {what} within {fault.recovery_s:.3g} s of {time}")
+        elif fault.outcome == "FAIL":
+            print_line(f"FAIL: {what}: not served again")
+        else:
+            print_line(f"not seen to recover: {what}")
     print_line(f"verdict: {result.verdict} ({result.reason})")
     print_line(f"report: {reports_dir / result.run_id / 'report.html'}")

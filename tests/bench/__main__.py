@@ -10,7 +10,22 @@ import sys
 
 from tests.bench.result import BenchResult
 
-NAMES = ("sim", "hundred_million", "shadow", "ingest", "latency", "turns", "recovery", "journal", "sql")
+NAMES = (
+    "sim",
+    "hundred_million",
+    "shadow",
+    "ingest",
+    "latency",
+    "turns",
+    "recovery",
+    "journal",
+    "sql",
+    "certificates",
+    "connections",
+    "message_rate",
+)
+# Those that can be told how many twins or devices.
+TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections")
 
 
 def main() -> None:
@@ -20,16 +35,14 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
-    parser.add_argument("--twins", type=int, help="for recovery, hundred_million and sql: how many twins")
+    parser.add_argument(
+        "--twins", type=int, help="for recovery, hundred_million, sql and connections: how many"
+    )
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:
         if not arguments.json:
             print(f"{name}: measuring ...", file=sys.stderr, flush=True)
-        options = (
-            {"twin_count": arguments.twins}
-            if name in ("recovery", "hundred_million", "sql") and arguments.twins
-            else {}
-        )
+        options = {"twin_count": arguments.twins} if name in TWIN_COUNTED and arguments.twins else {}
         results: list[BenchResult] = importlib.import_module(f"tests.bench.{name}").measure(**options)
         for result in results:
             if arguments.json:
