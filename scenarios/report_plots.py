@@ -14,6 +14,7 @@ from scenarios.result import FaultRecord, RunResult
 
 _VIRTUAL: Final = "virtual time"
 _WALL: Final = "wall time"
+_MEANS_MAX: Final = 150
 _Pick = Callable[[Iterable[float]], float]
 
 
@@ -31,7 +32,8 @@ def _fleet_plots(result: RunResult) -> Iterator[Plot]:
 
     def series(pick: _Pick, values: Sequence[float | None]) -> Points:
         points = [(float(w.virtual_s), v) for w, v in zip(windows, values, strict=True) if v is not None]
-        return thin(points, pick)
+        # A mean is of a stretch: of one so short that a few reports more or less make it jump, it tells nothing.
+        return thin(points, pick, count_max=_MEANS_MAX) if pick is fmean else thin(points, pick)
 
     def plot(title: str, unit: Unit, lines: Sequence[Line]) -> Plot:
         bands = fault_bands(result.faults, is_wall=False)
