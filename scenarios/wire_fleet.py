@@ -18,8 +18,16 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from actors.fleet import Fleet, FleetReading, PinnedTwin, ShardColumns, Twin, update_desired_request
-from scenarios.errors import DeviceFailed, LoadFailed
+from actors.fleet import (
+    Fleet,
+    FleetReading,
+    JobCounts,
+    PinnedTwin,
+    ShardColumns,
+    Twin,
+    update_desired_request,
+)
+from scenarios.errors import DeviceFailed, LoadFailed, NameTaken
 from scenarios.load_crew import LoadCrew, process_count_for
 from scenarios.load_orders import (
     ConnectAll,
@@ -91,9 +99,21 @@ class WireFleet:
             return
         if not self._crew.count:
             await self._start_crew()
-        # From here on there may be things to delete.
+        try:
+            await self._order(CreateGroup(GroupOrder.of(group), self._site.registrar))
+        except (LoadFailed, NameTaken):
+            # Only what was made just now: a thing that was there before stays.
+            with contextlib.suppress(LoadFailed):
+                await self._order(DeleteGroup(group.name, self._site.registrar))
+            raise
         self._groups[group.name] = group
-        await self._order(CreateGroup(GroupOrder.of(group), self._site.registrar))
+        try:
+            await self._connect(group)
+        except LoadFailed:
+            await self.delete_group(group.name)
+            raise
+
+    async def _connect(self, group: Group) -> None:
         timeout_s = _CONNECT_TIMEOUT_S + group.count / self._spec.connect_rate
         _, news = await self._order(ConnectAll(timeout_s))
         if not news.online:
@@ -247,6 +267,18 @@ class WireFleet:
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow."""
         return await self._fleet.telemetry_table(columns)
+
+    async def overdue(self) -> list[str]:
+        """Return the things of whose jobs or commands a timer has ended."""
+        return await self._fleet.overdue()
+
+    async def job_counts(self) -> JobCounts:
+        """Return, by job and status, how many things have such an execution."""
+        return await self._fleet.job_counts()
+
+    async def executions_table(self) -> pa.Table:
+        """Return all job executions as Arrow: a row for each thing and job."""
+        return await self._fleet.executions_table()
 
     async def answer(self, question: FleetQuestion) -> FleetReading:
         """Return the answer to a fleet query."""

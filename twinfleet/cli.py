@@ -19,8 +19,10 @@ from twinfleet import (
     commands_backup,
     commands_certificate,
     commands_cluster,
+    commands_command,
     commands_device,
     commands_fleet,
+    commands_job,
     commands_key,
     commands_model,
     commands_platform,
@@ -53,6 +55,8 @@ app.add_typer(commands_twin.app, name="twin")
 app.add_typer(commands_device.app, name="device")
 app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
+app.add_typer(commands_job.app, name="job")
+app.add_typer(commands_command.app, name="command")
 app.add_typer(commands_model.app, name="model")
 app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
@@ -73,9 +77,13 @@ app.command(
         "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
     ),
 )(commands_query.query)
-app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
-    commands_run.run
-)
+app.command(
+    "run",
+    epilog=example(
+        "twinfleet run scenarios/library/smoke/first-light.yaml --seed 7",
+        "twinfleet run load.yaml --path wire --load-processes 2",
+    ),
+)(commands_run.run)
 app.command(
     "report",
     epilog=example(

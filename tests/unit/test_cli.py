@@ -102,6 +102,8 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("job", name) for name in ("create", "list", "show", "cancel", "delete")),
+        *(("command", name) for name in ("send", "list", "show")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
