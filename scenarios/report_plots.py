@@ -6,6 +6,7 @@ Owns what of a result goes into which plot; how a plot is drawn is `plots`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Final
 
@@ -109,6 +110,14 @@ def fault_bands(faults: Sequence[FaultRecord], *, is_wall: bool) -> list[Band]:
     return bands
 
 
+def _steps(points: Points) -> Points:
+    """Return the points of a line of steps, without those that change nothing, if they are many."""
+    if len(points) <= _MEANS_MAX:
+        return points
+    turns = [point for before, point in pairwise(points) if point[1] != before[1]]
+    return thin([points[0], *turns, points[-1]], max)
+
+
 def _hold_bands(result: RunResult) -> list[Band]:
     return [
         Band(hold.wall_s, hold.wall_s + hold.duration_s, f"held for {hold.duration_s:.3f} s: {hold.awaited}")
@@ -123,7 +132,7 @@ def _device_plots(result: RunResult, thing_name: str) -> list[Plot]:
         lines = [
             Line(
                 section,
-                [(p.wall_s, p.value) for p in points if p.field == name and p.section == section],
+                _steps([(p.wall_s, p.value) for p in points if p.field == name and p.section == section]),
                 colour=colour,
                 is_step=True,
                 is_dashed=section == "desired",
