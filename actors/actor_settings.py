@@ -10,6 +10,7 @@ from actors.settings import MqttsEndpoint
 
 BRIDGE_NAME: Final = "bridge"
 GATEWAY_NAME: Final = "gateway"
+COORDINATOR_NAME: Final = "job_coordinator"
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -52,6 +53,13 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     device_port: int
     mqtts: MqttsEndpoint
     supervisor_pid: int
+    log_file: str
+
+
+class CoordinatorSettings(msgspec.Struct, frozen=True):
+    """Where the store of jobs and registry is."""
+
+    redis_url: str
     log_file: str
 
 

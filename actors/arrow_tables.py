@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twins.columns import QueryColumn
+from twins.shard import Shard
 
 # The key of the schema's metadata under which stands a JSON object: shard to the time (seconds) of its reading.
 SHARDS_KEY: Final = b"twinfleet.shards_read_at"
@@ -33,6 +34,40 @@ def arrow_table(
     """
     tables = [pa.table({name: _arrow_column(column) for name, column in part.items()}) for part in parts]
     return join_tables([marked(table, read_at or {}) for table in tables])
+
+
+EXECUTION_COLUMNS: Final = pa.schema(
+    [
+        ("thing", pa.string()),
+        ("job_id", pa.string()),
+        ("status", pa.string()),
+        ("execution_number", pa.int32()),
+        ("version", pa.int32()),
+        ("queued_at", pa.int64()),
+        ("started_at", pa.int64()),
+        ("updated_at", pa.int64()),
+        ("details", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+def executions_of(shard: Shard, now_s: float) -> pa.Table:
+    """Return the job executions of a shard's things, a row each, as they are at `now_s`."""
+    rows = [
+        {
+            "thing": thing_name,
+            "job_id": each.job_id,
+            "status": each.status,
+            "execution_number": each.number,
+            "version": each.version,
+            "queued_at": each.queued_at_s,
+            "started_at": each.started_at_s or None,
+            "updated_at": each.updated_at_s,
+            "details": list(each.details.items()),
+        }
+        for thing_name, each in shard.assignments.executions()
+    ]
+    return marked(pa.Table.from_pylist(rows, EXECUTION_COLUMNS), {shard.number: now_s})
 
 
 def join_tables(tables: Sequence[pa.Table]) -> pa.Table:

@@ -19,8 +19,10 @@ import msgspec
 from actors.access import BrokerAccess
 from actors.actor_settings import (
     BRIDGE_NAME,
+    COORDINATOR_NAME,
     GATEWAY_NAME,
     BridgeSettings,
+    CoordinatorSettings,
     GatewaySettings,
     GatewayUrls,
     HostSettings,
@@ -31,6 +33,7 @@ from actors.broker import MosquittoBroker
 from actors.errors import WorldError
 from actors.fleet import PinnedTwin
 from actors.gateway_actor import GatewayActor
+from actors.job_coordinator import JobCoordinatorActor
 from actors.journal import Journal
 from actors.logs import log_to
 from actors.membership import HeadRecord, Membership
@@ -204,6 +207,14 @@ class _Platform:
             create=partial(start_actor, GatewayActor, GATEWAY_NAME),
             settings=lambda _: self._gateway_settings(),
         )
+        coordinator = ActorPlan(
+            "job_coordinator",
+            0,
+            needs=("store", "ray"),
+            create=partial(start_actor, JobCoordinatorActor, COORDINATOR_NAME),
+            settings=lambda _: CoordinatorSettings(self._store.url, self._log_file("job-coordinator")),
+        )
+        self._coordinator = ActorPart(coordinator, self._ray)
         self._bridge = ActorPart(bridge, self._ray)
         self._gateway = ActorPart(gateway, self._ray, told=lambda: encode(self._supervisor.statuses()))
         self._supervisor = Supervisor(
@@ -222,12 +233,12 @@ class _Platform:
         )
 
     def _actors(self) -> list[ActorPart]:
-        return [*self._hosts, self._bridge, self._gateway]
+        return [*self._hosts, self._bridge, self._coordinator, self._gateway]
 
     def _start_actors(self) -> None:
         for part in self._actors():
             part.create()
-        for group in (self._hosts, [self._bridge], [self._gateway]):
+        for group in (self._hosts, [self._bridge], [self._coordinator], [self._gateway]):
             for part in group:
                 self._parts.callback(part.close)
             # Whoever served the shards before was a child of a platform that has ended: its lock was free. Other nodes

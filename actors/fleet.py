@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 import pyarrow as pa
 
-from actors.arrow_tables import arrow_table, join_tables
+from actors.arrow_tables import arrow_table, executions_of, join_tables
 from actors.behaviors import (
     Behavior,
     call_behavior,
@@ -23,6 +23,7 @@ from actors.behaviors import (
     state_request,
 )
 from actors.errors import BehaviorUnusable
+from twins.assignments import AskCommands, AskJobs, Assignment, encode_assignment
 from twins.clock import Clock, VirtualClock
 from twins.columns import FIXED_COLUMNS, QueryColumn
 from twins.digest import combine_digest
@@ -177,6 +178,18 @@ class Fleet(Protocol):
         """
         ...
 
+    async def overdue(self) -> list[str]:
+        """Return the things of whose jobs or commands a timer has ended; `Expire` times them out."""
+        ...
+
+    async def job_counts(self) -> JobCounts:
+        """Return, by job and status, how many things have such an execution."""
+        ...
+
+    async def executions_table(self) -> pa.Table:
+        """Return all job executions as Arrow: a row for each thing and job; columns as `EXECUTION_COLUMNS`."""
+        ...
+
     async def answer(self, question: FleetQuestion) -> FleetReading:
         """Return how many twins match a fleet query, which, and how their values are distributed.
 
@@ -192,6 +205,30 @@ class Fleet(Protocol):
     async def close(self) -> None:
         """Let go of what this fleet holds; the twins of a cluster live on."""
         ...
+
+
+JobCounts = dict[str, dict[str, int]]
+
+
+def add_counts(parts: Iterable[JobCounts]) -> JobCounts:
+    """Return the sum of what several shards count."""
+    total: JobCounts = {}
+    for part in parts:
+        for job_id, of_job in part.items():
+            known = total.setdefault(job_id, {})
+            for status, count in of_job.items():
+                known[status] = known.get(status, 0) + count
+    return total
+
+
+def assign_request(thing_name: str, order: Assignment) -> Request:
+    """Return the request that has a thing do something, or leave it."""
+    return Request(Operation.ASSIGN, thing_name, encode_assignment(order), is_direct=True)
+
+
+def assigned_request(thing_name: str, question: AskJobs | AskCommands) -> Request:
+    """Return the request that asks what a thing is to do, and what has become of it."""
+    return Request(Operation.ASSIGNED, thing_name, encode_assignment(question), is_direct=True)
 
 
 def shadow_request(thing_name: str, shadow_name: str = "") -> Request:
@@ -408,6 +445,20 @@ class LocalFleet:
             for shard in self._shards
         ]
         return join_tables(tables)
+
+    async def overdue(self) -> list[str]:
+        """Return the things of whose jobs or commands a timer has ended."""
+        now_s = self._clock.now_s()
+        return [name for shard in self._shards for name in shard.assignments.overdue(now_s)]
+
+    async def job_counts(self) -> JobCounts:
+        """Return, by job and status, how many things have such an execution."""
+        return add_counts(shard.assignments.counts() for shard in self._shards)
+
+    async def executions_table(self) -> pa.Table:
+        """Return all job executions as Arrow: a row for each thing and job."""
+        now_s = self._clock.now_s()
+        return join_tables([executions_of(shard, now_s) for shard in self._shards])
 
     async def answer(self, question: FleetQuestion) -> FleetReading:
         """Return how many twins match a fleet query, which, and how their values are distributed."""

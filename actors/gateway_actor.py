@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from actors.access import BrokerAccess
-from actors.actor_settings import BRIDGE_NAME, GatewaySettings, GatewayUrls, Pulse
+from actors.actor_settings import BRIDGE_NAME, COORDINATOR_NAME, GatewaySettings, GatewayUrls, Pulse
 from actors.attempts import AttemptWatch, speaker_of
 from actors.behavior_trial import try_behavior
 from actors.broker import bridge_listener, end_session
@@ -34,7 +34,7 @@ from actors.gateway.placement_routes import placement_routes
 from actors.gateway.platform_view import DeviceEndpoints
 from actors.gateway.server import HttpServer, MutualTls
 from actors.logs import log_to
-from actors.metrics import ProcessStatus
+from actors.metrics import GatewayMetrics, ProcessStatus
 from actors.mqtt_link import BrokerConnection
 from actors.mqtt_retained import RetainedMessage, read_retained
 from actors.pki import CertificateAuthority
@@ -44,6 +44,8 @@ from actors.provisioning.office import ProvisioningOffice
 from actors.provisioning.routes import TemplateOffice, provisioning_routes
 from actors.queue_watch import QueueWatch
 from actors.ray_fleet import RayFleet, actor_name, find_fleet
+from actors.registry.job_orders import JobOrder, encode_order
+from actors.registry.jobs import Jobs
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, UrlEndpoint, read_or_create_secret
@@ -87,7 +89,7 @@ _BRIDGE_TOTALS: Final = {
 class ClusterView:
     """The platform as the gateway asks for it; see `gateway.platform_view.PlatformView`."""
 
-    def __init__(self, settings: GatewaySettings, fleet: RayFleet, access: BrokerAccess) -> None:
+    def __init__(self, settings: GatewaySettings, fleet: RayFleet, access: BrokerAccess, jobs: Jobs) -> None:
         self._settings = settings
         self._fleet = fleet
         self.access: Final = access
@@ -99,6 +101,7 @@ class ClusterView:
         self.statuses: Sequence[PartStatus] = ()
         self.https: UrlEndpoint | None = None
         self.notes: Final = RetainedNotes.open(settings.redis_url)
+        self.jobs: Final = jobs
         self._messaging = Messaging(self.publish, self._retained, notes=self.notes, clock=WallClock())
 
     def announce(self, messages: Sequence[Publish]) -> None:
@@ -134,6 +137,17 @@ class ClusterView:
         except (ray.exceptions.RayError, ValueError) as error:
             text = f"the bridge does not answer ({_first_line(error)}); try again"
             raise BrokerError(text, retryable=True) from None
+
+    async def order_job(self, order: JobOrder) -> None:
+        """Return when the job coordinator has noted an order."""
+        try:
+            coordinator: Any = ray.get_actor(COORDINATOR_NAME)
+            await asyncio.wait_for(coordinator.order.remote(encode_order(order)), _PUBLISH_TIMEOUT_S)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+            text = f"the job coordinator does not answer ({_first_line(error)}); try again"
+            raise WorldError(text, retryable=True) from None
 
     async def processes(self) -> list[ProcessStatus]:
         """Return each process of the platform; one that does not answer is listed with its state and the reason."""
@@ -258,6 +272,15 @@ def _provisioning_desk(
     )
 
 
+def _mutual_tls(directory: DataDirectory, metrics: GatewayMetrics) -> MutualTls:
+    return MutualTls(
+        directory.pki / "server.pem",
+        directory.pki / "server.key",
+        directory.pki / "ca.pem",
+        refused=metrics.count_failed_handshake,
+    )
+
+
 class GatewayActor:
     """The HTTP side of the platform. The constructor can't fail; `open` may be repeated."""
 
@@ -299,7 +322,8 @@ class GatewayActor:
         access = BrokerAccess(
             registry, authority, data_dir=directory.path, clock=WallClock(), away=events.away
         )
-        view = self._view = ClusterView(settings, fleet, access)
+        jobs = await Jobs.open(settings.redis_url, WallClock())
+        view = self._view = ClusterView(settings, fleet, access, jobs)
         app = create_app(
             fleet=fleet,
             registry=registry,
@@ -341,12 +365,7 @@ class GatewayActor:
             principal_from_scope=registered_principal(registry, used=app.state.certificates.used),
             metrics=app.state.metrics,
         )
-        tls = MutualTls(
-            directory.pki / "server.pem",
-            directory.pki / "server.key",
-            directory.pki / "ca.pem",
-            refused=app.state.metrics.count_failed_handshake,
-        )
+        tls = _mutual_tls(directory, app.state.metrics)
         api = HttpServer(app, port=settings.api_port, option="--api-port")
         self._servers.append(api)
         https = HttpServer(devices, port=settings.device_port, option="--device-port", tls=tls)
@@ -382,6 +401,7 @@ class GatewayActor:
             self._registry = None
         if self._view is not None:
             await self._view.notes.close()
+            await self._view.jobs.close()
             await self._view.store.close()
             self._view = None
 

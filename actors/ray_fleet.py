@@ -20,7 +20,16 @@ from actors.actor_settings import BRIDGE_NAME
 from actors.arrow_tables import join_tables
 from actors.calls import submit
 from actors.errors import Overloaded, ShardNotHere, StoreError, WorldError
-from actors.fleet import FleetReading, JsonObject, PinnedTwin, ShardColumns, with_rows, with_telemetry_rows
+from actors.fleet import (
+    FleetReading,
+    JobCounts,
+    JsonObject,
+    PinnedTwin,
+    ShardColumns,
+    add_counts,
+    with_rows,
+    with_telemetry_rows,
+)
 from actors.homes import ANSWER_TIMEOUT_S, LONG_ANSWER_TIMEOUT_S, Answer, Homes, Patience
 from actors.placement import HEAD_NODE, Placement
 from actors.ray_runtime import NODE_LABEL, join
@@ -409,6 +418,18 @@ class RayFleet:
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow: a row for each thing, stream and field."""
         return join_tables(await self._homes.ask_each("telemetry_table", with_telemetry_rows(columns)))
+
+    async def overdue(self) -> list[str]:
+        """Return the things of whose jobs or commands a timer has ended."""
+        return [name for part in await self._homes.ask_each("overdue") for name in part]
+
+    async def job_counts(self) -> JobCounts:
+        """Return, by job and status, how many things have such an execution."""
+        return add_counts(await self._homes.ask_each("job_counts"))
+
+    async def executions_table(self) -> pa.Table:
+        """Return all job executions as Arrow: a row for each thing and job."""
+        return join_tables(await self._homes.ask_each("executions_table"))
 
     async def answer(self, question: FleetQuestion) -> FleetReading:
         """Return how many twins match a fleet query, which, and how their values are distributed."""

@@ -22,13 +22,15 @@ import ray
 from ray.exceptions import RayError
 
 from actors.actor_settings import HostSettings, Pulse
-from actors.arrow_tables import arrow_table, join_tables
+from actors.arrow_tables import arrow_table, executions_of, join_tables
 from actors.calls import submit
 from actors.errors import BridgeSuperseded, StoreError
 from actors.fleet import (
     FleetReading,
+    JobCounts,
     JsonObject,
     ShardColumns,
+    add_counts,
     describe_request,
     reply_document,
     shadow_request,
@@ -327,6 +329,21 @@ class ShardHost:
                 for n, shard in found.items()
             ]
         )
+
+    def overdue(self, shards: Sequence[int]) -> list[str]:
+        """Return the things of these shards of whose jobs or commands a timer has ended."""
+        found, now_s = self._settled().shards(shards).values(), self._clock.now_s()
+        return [name for shard in found for name in shard.assignments.overdue(now_s)]
+
+    def job_counts(self, shards: Sequence[int]) -> JobCounts:
+        """Return, by job and status, how many things of these shards have such an execution."""
+        found = self._settled().shards(shards).values()
+        return add_counts(shard.assignments.counts() for shard in found)
+
+    def executions_table(self, shards: Sequence[int]) -> pa.Table:
+        """Return the job executions of these shards' things."""
+        found, now_s = self._settled().shards(shards).values(), self._clock.now_s()
+        return join_tables([executions_of(shard, now_s) for shard in found])
 
     def answer(self, shards: Sequence[int], question: FleetQuestion) -> FleetReading:
         """Return the answer of these shards to a fleet query."""

@@ -18,7 +18,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from actors.fleet import Fleet, FleetReading, PinnedTwin, ShardColumns, Twin, update_desired_request
+from actors.fleet import (
+    Fleet,
+    FleetReading,
+    JobCounts,
+    PinnedTwin,
+    ShardColumns,
+    Twin,
+    update_desired_request,
+)
 from scenarios.errors import DeviceFailed, LoadFailed, NameTaken
 from scenarios.load_crew import LoadCrew, process_count_for
 from scenarios.load_orders import (
@@ -259,6 +267,18 @@ class WireFleet:
     async def telemetry_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what twins remember of their telemetry as Arrow."""
         return await self._fleet.telemetry_table(columns)
+
+    async def overdue(self) -> list[str]:
+        """Return the things of whose jobs or commands a timer has ended."""
+        return await self._fleet.overdue()
+
+    async def job_counts(self) -> JobCounts:
+        """Return, by job and status, how many things have such an execution."""
+        return await self._fleet.job_counts()
+
+    async def executions_table(self) -> pa.Table:
+        """Return all job executions as Arrow: a row for each thing and job."""
+        return await self._fleet.executions_table()
 
     async def answer(self, question: FleetQuestion) -> FleetReading:
         """Return the answer to a fleet query."""

@@ -19,13 +19,16 @@ from twinfleet import (
     commands_backup,
     commands_certificate,
     commands_cluster,
+    commands_command,
     commands_device,
     commands_fleet,
+    commands_job,
     commands_key,
     commands_model,
     commands_platform,
     commands_provisioning,
     commands_query,
+    commands_report,
     commands_run,
     commands_twin,
 )
@@ -52,6 +55,8 @@ app.add_typer(commands_twin.app, name="twin")
 app.add_typer(commands_device.app, name="device")
 app.add_typer(commands_certificate.app, name="certificate")
 app.add_typer(commands_fleet.app, name="fleet")
+app.add_typer(commands_job.app, name="job")
+app.add_typer(commands_command.app, name="command")
 app.add_typer(commands_model.app, name="model")
 app.add_typer(commands_key.app, name="key")
 app.add_typer(commands_provisioning.app, name="provisioning")
@@ -79,6 +84,21 @@ app.command(
         "twinfleet run load.yaml --path wire --load-processes 2",
     ),
 )(commands_run.run)
+app.command(
+    "report",
+    epilog=example(
+        "twinfleet report                                       of the last run",
+        "twinfleet report .twinfleet/reports/20261128T055321Z-broker-restart-5506",
+        "twinfleet report --schema > summary.schema.json",
+    ),
+)(commands_report.report)
+app.command(
+    "diff",
+    epilog=example(
+        "twinfleet diff reports/20261127T020000Z-nightly-1b5c reports/20261128T020000Z-nightly-77e0",
+        "twinfleet diff runs/main runs/branch -o json           ten seeds on each side",
+    ),
+)(commands_report.diff)
 
 
 def _print_version(is_asked: bool) -> None:

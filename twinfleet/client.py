@@ -6,6 +6,7 @@ Built on the standard library: importing a full HTTP client alone takes longer t
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,6 +222,43 @@ class OperatorClient:
         """Return the answer to a fleet query; the body is that of POST /v1/query."""
         return self._ask("POST", "/v1/query", body=body)
 
+    def create_job(self, job_id: str, body: Mapping[str, Any]) -> Document:
+        """Begin a job; the body is that of AWS IoT's CreateJob. Safe to repeat: the same job is there once."""
+        return self._ask("PUT", _job_path(job_id), body=body)
+
+    def jobs(self, token: str = "") -> Document:
+        """Return a page of the jobs, from where a token says."""
+        return self._ask("GET", "/jobs", query={"nextToken": token})
+
+    def job(self, job_id: str) -> Document:
+        """Return a job and how far it is."""
+        return self._ask("GET", _job_path(job_id))
+
+    def job_executions(self, job_id: str) -> Document:
+        """Return the first executions of a job."""
+        return self._ask("GET", f"{_job_path(job_id)}/things")
+
+    def cancel_job(self, job_id: str, *, force: bool, comment: str) -> Document:
+        """Cancel a job."""
+        query = {"force": "true"} if force else {}
+        return self._ask("PUT", f"{_job_path(job_id)}/cancel", query=query, body={"comment": comment})
+
+    def delete_job(self, job_id: str, *, force: bool) -> Document:
+        """Delete a job with its executions."""
+        return self._ask("DELETE", _job_path(job_id), query={"force": "true"} if force else {})
+
+    def send_command(self, body: Mapping[str, Any]) -> Document:
+        """Send a command; the body is that of POST /v1/commands. Safe to repeat, because it gets a token."""
+        return self._ask_again("/v1/commands", {"token": uuid.uuid4().hex, **body})
+
+    def commands(self, thing_name: str) -> Document:
+        """Return the commands of a thing, the latest first."""
+        return self._ask("GET", f"/v1/commands/{quote(thing_name, safe='')}")
+
+    def command(self, thing_name: str, execution_id: str) -> Document:
+        """Return what became of a command."""
+        return self._ask("GET", f"/v1/commands/{quote(thing_name, safe='')}/{quote(execution_id, safe='')}")
+
     def _ask_again(self, path: str, body: object) -> Document:
         """Return the answer to a POST that may be repeated, and is while a part of the platform restarts."""
         for _ in range(_ATTEMPTS - 1):
@@ -281,6 +319,10 @@ def _read(file: Path) -> str:
 
 def _shadow_path(thing_name: str) -> str:
     return f"/things/{quote(thing_name, safe='')}/shadow"
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
 def _certificates_path(thing_name: str) -> str:

@@ -49,7 +49,7 @@ def sql(
         AnswerFormat, typer.Option("--output", "-o", help="Columns for people; else as on the wire.")
     ] = AnswerFormat.TABLE,
 ) -> None:
-    """Ask a question in SQL over the tables twins, telemetry_recent, things and processes.
+    """Ask a question in SQL over the tables twins, telemetry_recent, things, jobs, job_executions and processes.
 
     `describe twins` lists the columns. What is read is never older than --timeout when it is printed.
     """

@@ -336,7 +336,8 @@ class Assignments:
     def _assign(self, thing_name: str, order: Assignment, now_s: float, outcome: Outcome) -> bytes:
         if isinstance(order, DefineJob):
             # One that has executions is as it was when they came.
-            self._definitions.setdefault(order.definition.job_id, order.definition)
+            if order.definition.job_id not in self._counts:
+                self._definitions[order.definition.job_id] = order.definition
             return b"{}"
         if isinstance(order, Listen) and not any(
             hears_commands(each, thing_name) for each in order.topic_filters
@@ -349,7 +350,7 @@ class Assignments:
                 outcome.publishes.extend(thing.commands.send(order.order, thing_name, now_s))
                 return encode_json(thing.commands.find(order.order.execution_id).describe())
             elif isinstance(order, Listen):
-                outcome.publishes.extend(thing.commands.listen(thing_name, now_s))
+                outcome.publishes.extend(thing.commands.listen(order.topic_filters, thing_name, now_s))
             elif not isinstance(order, Expire):
                 _end(thing.jobs, order, int(now_s))
         return b"{}"

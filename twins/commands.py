@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from twins.errors import ExecutionError
 from twins.messages import Delivery, Publish
-from twins.topics import command_topic
+from twins.topics import command_topic, matches
 
 CREATED: Final = "CREATED"
 IN_PROGRESS: Final = "IN_PROGRESS"
@@ -64,7 +64,7 @@ class CommandOrder(msgspec.Struct, frozen=True):
 class CommandExecution(msgspec.Struct):
     """One device's execution of one command; times in POSIX seconds, 0 for not yet.
 
-    `is_sent`: it has gone out since the device began to listen.
+    `is_sent`: it has gone out since the device began to listen to such.
     """
 
     order: CommandOrder
@@ -151,9 +151,15 @@ class CommandQueue(msgspec.Struct):
             del self.executions[name]
         return self._go_out(thing_name, now_s)
 
-    def listen(self, thing_name: str, now_s: float) -> list[Publish]:
-        """Note that the device listens, in place, and return what has waited for it."""
+    def listen(self, topic_filters: Sequence[str], thing_name: str, now_s: float) -> list[Publish]:
+        """Note that the device listens to filters, in place, and return what has waited for it, in its order.
+
+        What it has been sent and not answered goes out again: it may have come before it listened.
+        """
         self.is_listening = True
+        for each in self.executions.values():
+            topic = _request_topic(each.order, thing_name)
+            each.is_sent = each.is_sent and not any(matches(one, topic) for one in topic_filters)
         return self._go_out(thing_name, now_s)
 
     def stop_listening(self) -> None:
@@ -194,13 +200,16 @@ class CommandQueue(msgspec.Struct):
         return found
 
 
+def _request_topic(order: CommandOrder, thing_name: str) -> str:
+    return f"{command_topic(thing_name, order.execution_id)}/request{_FORMATS.get(order.content_type, '')}"
+
+
 def _request(order: CommandOrder, thing_name: str, expiry_s: int) -> Publish:
-    topic = command_topic(thing_name, order.execution_id) + "/request" + _FORMATS.get(order.content_type, "")
     content_type = order.content_type.encode()
     properties = _EXPIRY + expiry_s.to_bytes(4, "big")
     if content_type:
         properties += _CONTENT_TYPE + len(content_type).to_bytes(2, "big") + content_type
-    return Publish(topic, order.payload, Delivery(1, False, properties))
+    return Publish(_request_topic(order, thing_name), order.payload, Delivery(1, False, properties))
 
 
 # Answers of devices

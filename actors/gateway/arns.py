@@ -37,6 +37,16 @@ def template_arn(name: str) -> str:
     return f"{_PREFIX}provisioningtemplate/{name}"
 
 
+def job_arn(job_id: str) -> str:
+    """Return the ARN of a job."""
+    return f"{_PREFIX}job/{job_id}"
+
+
+def command_arn(name: str) -> str:
+    """Return the ARN of a command."""
+    return f"{_PREFIX}command/{name}"
+
+
 def name_in_arn(arn: str, kind: str) -> str:
     """Return what an ARN names; DescriptionError if it is none of a `kind` (thing, thinggroup, cert) here."""
     start = f"{_PREFIX}{kind}/"

@@ -1,4 +1,4 @@
-"""The devices' API over HTTPS: each may read and change its own shadows, publish on its own topics, and nothing else.
+"""The devices' API over HTTPS: each may read and change its own shadows and jobs, publish on its topics, and no more.
 
 TLS has checked that the client certificate is one of the platform's; here it is held against the registry, at
 every request, so that a certificate revoked a moment ago opens nothing, not even on an old connection.
@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 
 from actors.fleet import Fleet
 from actors.gateway.data_routes import publish_routes
+from actors.gateway.jobs_routes import jobs_data_routes
 from actors.gateway.messaging import Messaging
 from actors.gateway.middleware import BodyLimit, InFlightLimit, RequestMetrics
 from actors.gateway.problems import install_problems
@@ -60,6 +61,7 @@ def create_device_app(
     own_thing = [Depends(require_own_thing)]
     app.include_router(shadow_routes(fleet), dependencies=own_thing)
     app.include_router(listing_routes(fleet), dependencies=own_thing)
+    app.include_router(jobs_data_routes(fleet), dependencies=own_thing)
     app.include_router(publish_routes(messaging, require_own_topic))
     app.add_middleware(InFlightLimit)
     app.add_middleware(BodyLimit)

@@ -20,8 +20,10 @@ from actors.fleet import Fleet
 from actors.gateway.authentication import Authentication, Identity, caller_of
 from actors.gateway.certificate_routes import certificate_routes
 from actors.gateway.certificates import CertificateOffice
+from actors.gateway.command_routes import command_routes
 from actors.gateway.data_routes import operators_may_publish, publish_routes, retained_routes
 from actors.gateway.enrolment import DeviceOffice
+from actors.gateway.iot_jobs import JobOffice, iot_job_routes
 from actors.gateway.iot_routes import iot_routes
 from actors.gateway.jobs_routes import jobs_routes
 from actors.gateway.key_routes import key_routes
@@ -90,6 +92,7 @@ def create_app(
     devices = DeviceOffice(fleet, registry, certificates=certificates, platform=platform)
     fleets = FleetOffice(fleet, registry, turn=devices.turn)
     desk = SqlDesk(fleet, registry, platform)
+    job_office = JobOffice(fleet, registry, platform, WallClock())
 
     async def settle() -> None:
         await certificates.begin()
@@ -117,7 +120,9 @@ def create_app(
     app.include_router(key_routes(identity), dependencies=GUARDED)
     app.include_router(publish_routes(platform.messaging, operators_may_publish), dependencies=GUARDED)
     app.include_router(retained_routes(platform.messaging), dependencies=GUARDED)
-    app.include_router(jobs_routes(registry), dependencies=GUARDED)
+    app.include_router(jobs_routes(fleet, job_office), dependencies=GUARDED)
+    app.include_router(iot_job_routes(job_office), dependencies=GUARDED)
+    app.include_router(command_routes(fleet, registry), dependencies=GUARDED)
     app.include_router(sql_routes(desk), dependencies=GUARDED)
     app.include_router(query_routes(fleet, FleetSearch(fleet, registry)), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from actors.gateway.messaging import Messaging
 from actors.metrics import ProcessStatus
+from actors.registry.job_orders import JobOrder
+from actors.registry.jobs import Jobs
 from actors.settings import MqttsEndpoint, UrlEndpoint
 from actors.supervisor import PINNED_ROLE
 from twins.messages import Publish
@@ -55,6 +57,18 @@ class PlatformView(Protocol):
     @property
     def messaging(self) -> Messaging:
         """Return the broker as HTTP shows it."""
+        ...
+
+    @property
+    def jobs(self) -> Jobs:
+        """Return the jobs, for reading."""
+        ...
+
+    async def order_job(self, order: JobOrder) -> None:
+        """Return when the job coordinator has noted an order; the same may be given again.
+
+        RecordExists, RecordNotFound or DescriptionError if it can't be carried out.
+        """
         ...
 
     async def processes(self) -> list[ProcessStatus]:

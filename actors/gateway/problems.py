@@ -72,6 +72,12 @@ _NAMED_ERRORS: Final[Mapping[type[Exception], str]] = {
     RecordInUse: "DeleteConflictException",
     QueryError: "InvalidQueryException",
 }
+# Errors of job and command executions (see `twins.errors.EXECUTION_ERRORS`) that have names of their own.
+_EXECUTION_ERRORS: Final[Mapping[str, str]] = {
+    "VersionConflict": "VersionConflictException",
+    "InvalidStateTransition": "InvalidStateTransitionException",
+    "TerminalStateReached": "TerminalStateException",
+}
 # A shard or a store that restarts is back within seconds.
 _RETRY_AFTER_S: Final = 1
 
@@ -110,7 +116,9 @@ def answer(reply: Reply) -> Response:
         return Response(reply.payload, status_code=reply.status, media_type="application/json")
     body = msgspec.json.decode(reply.payload, type=dict[str, Any])
     beside: dict[str, Any] = {key: body[key] for key in ("timestamp", "clientToken") if key in body}
-    return problem(reply.status, str(body["message"]), members=beside)
+    named = _EXECUTION_ERRORS.get(body.get("kind", ""))
+    headers = {} if named is None else {"x-amzn-ErrorType": named}
+    return problem(reply.status, str(body["message"]), members=beside, headers=headers)
 
 
 def world_problem(error: WorldError) -> Response:

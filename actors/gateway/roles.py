@@ -15,8 +15,8 @@ _ROLES: Final[tuple[Role, ...]] = ("viewer", "operator", "admin")
 _READ: Final = ("GET", "HEAD")
 _CHANGE: Final = ("POST", "PUT", "PATCH", "DELETE")
 
-# Paths that a viewer may read and an operator may change: things, their twins, shadows, certificates and jobs, groups,
-# types and simulated fleets, in the platform's own spelling and in AWS IoT's.
+# Paths that a viewer may read and an operator may change: things, their twins, shadows and certificates, groups, types,
+# simulated fleets, jobs and commands, in the platform's own spelling and in AWS IoT's.
 _SHARED: Final = (
     "/v1/things",
     "/v1/twins",
@@ -25,6 +25,10 @@ _SHARED: Final = (
     "/thing-groups",
     "/dynamic-thing-groups",
     "/thing-types",
+    "/jobs",
+    "/v1/commands",
+    "/commands",
+    "/command-executions",
 )
 # Paths that everybody may read and that nobody below an admin changes.
 _READABLE: Final = (

@@ -1,7 +1,7 @@
 """Questions of others in SQL: which tables there are, what is read for a question, and how old an answer may be.
 
-Owns the tables `twins`, `telemetry_recent`, `things` and `processes`, and the turn of each question. Answers come from
-the engine's own process, in the form that was asked for.
+Owns the tables `twins`, `telemetry_recent`, `things`, `processes`, `jobs` and `job_executions`, and the turn of each
+question. Answers come from the engine's own process, in the form that was asked for.
 """
 
 from __future__ import annotations
@@ -52,6 +52,22 @@ _PROCESSES: Final = pa.schema(
         ("twin_count", pa.int64()),
         ("queue_length", pa.int64()),
         ("totals", pa.map_(pa.string(), pa.int64())),
+    ]
+)
+
+
+_JOBS: Final = pa.schema(
+    [
+        ("job_id", pa.string()),
+        ("status", pa.string()),
+        ("selection", pa.string()),
+        ("targets", pa.list_(pa.string())),
+        ("description", pa.string()),
+        ("given_count", pa.int64()),
+        ("created_at", pa.float64()),
+        ("updated_at", pa.float64()),
+        ("completed_at", pa.float64()),
+        ("reason_code", pa.string()),
     ]
 )
 
@@ -117,6 +133,10 @@ class SqlDesk:
             tables["things"] = await self._things()
         if plan.reads("processes"):
             tables["processes"] = await self._processes()
+        if plan.reads("jobs"):
+            tables["jobs"] = await self._all_jobs()
+        if plan.reads("job_executions"):
+            tables["job_executions"] = await self._fleet.executions_table()
         return tables
 
     async def _things(self) -> pa.Table:
@@ -141,6 +161,28 @@ class SqlDesk:
             )
             cursor = page.next_cursor
         return pa.Table.from_pylist(rows, _THINGS)
+
+    async def _all_jobs(self) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        after = ""
+        while page := await self._platform.jobs.page(after=after, limit=_WALK_PAGE):
+            rows.extend(
+                {
+                    "job_id": job.job_id,
+                    "status": job.status,
+                    "selection": job.selection,
+                    "targets": job.targets,
+                    "description": job.description or None,
+                    "given_count": job.given_count,
+                    "created_at": job.created_at_s,
+                    "updated_at": job.updated_at_s,
+                    "completed_at": job.completed_at_s or None,
+                    "reason_code": job.reason_code or None,
+                }
+                for job in page
+            )
+            after = page[-1].job_id
+        return pa.Table.from_pylist(rows, _JOBS)
 
     async def _processes(self) -> pa.Table:
         rows = [

@@ -40,7 +40,7 @@ def sql_routes(desk: SqlDesk) -> APIRouter:
     router = APIRouter(tags=["questions"])
 
     @router.post(
-        "/v1/sql", summary="Ask a question in SQL over twins, telemetry_recent, things and processes"
+        "/v1/sql", summary="Ask a question in SQL over twins, telemetry_recent, things, jobs and processes"
     )
     async def ask_sql(body: SqlRequest, request: Request) -> Response:
         media_type = _accepted(request.headers.get("accept", "*/*"))

@@ -39,6 +39,10 @@ class Registry:
             await registry.certificates.index_older()
         return registry
 
+    async def note(self, action: str, subject: str, *, by: str) -> None:
+        """Note in the stream who has had a twin changed, of which the registry itself keeps nothing."""
+        await self._store.change(action, subject, [], by=by)
+
     async def close(self) -> None:
         """Let go of the connections to Redis."""
         await self._store.close()

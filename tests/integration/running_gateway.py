@@ -18,9 +18,12 @@ from actors.gateway.devices import create_device_app, registered_principal
 from actors.gateway.messaging import Messaging
 from actors.gateway.operators import create_app
 from actors.gateway.platform_view import DeviceEndpoints
+from actors.job_coordination import JobCoordinator
 from actors.metrics import ProcessStatus
 from actors.mqtt_retained import RetainedMessage
 from actors.pki import CertificateAuthority
+from actors.registry.job_orders import JobOrder
+from actors.registry.jobs import Jobs
 from actors.registry.registry import Registry
 from actors.retained import RetainedNotes
 from actors.settings import DataDirectory, MqttsEndpoint
@@ -39,6 +42,8 @@ class LonePlatform:
     access: BrokerAccess
     data_dir: Path
     notes: RetainedNotes
+    jobs: Jobs
+    coordinator: JobCoordinator
     published: list[Publish] = field(default_factory=list)
     reload_count: int = 0
     asked_count: int = 0
@@ -71,6 +76,9 @@ class LonePlatform:
         self.asked_count += 1
         missing = [ProcessStatus("broker", 0, state="down", reason=text) for text in self.readiness_reasons]
         return self.statuses + missing
+
+    async def order_job(self, order: JobOrder) -> None:
+        await self.coordinator.order(order)
 
     async def reload_access(self) -> None:
         await self.access.write()
@@ -113,7 +121,9 @@ async def open_gateway(redis_url: str, data_dir: Path, *, prefix: str) -> AsyncI
     authority = CertificateAuthority.open_or_create(directory.pki)
     notes = RetainedNotes.open(redis_url, prefix=prefix)
     access = BrokerAccess(registry, authority, data_dir=data_dir, clock=WallClock())
-    platform = LonePlatform(access, data_dir, notes)
+    jobs = await Jobs.open(redis_url, WallClock(), prefix=prefix, is_writer=True)
+    coordinator = JobCoordinator(jobs, registry, fleet, WallClock())
+    platform = LonePlatform(access, data_dir, notes, jobs, coordinator)
     identity = Identity(TOKEN, registry.access_keys, vault=Vault.open(directory.key_file), clock=WallClock())
     app = create_app(
         fleet=fleet, registry=registry, authority=authority, platform=platform, identity=identity
@@ -129,6 +139,7 @@ async def open_gateway(redis_url: str, data_dir: Path, *, prefix: str) -> AsyncI
     finally:
         app.state.sql_engine.close()
         await registry.close()
+        await jobs.close()
         await notes.close()
 
 

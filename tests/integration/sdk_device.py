@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from awscrt import mqtt, mqtt5, mqtt_request_response
-from awsiot import ServiceStreamOptions, iotshadow, mqtt5_client_builder, mqtt_connection_builder
+from awsiot import ServiceStreamOptions, iotjobs, iotshadow, mqtt5_client_builder, mqtt_connection_builder
 
 from tests.integration.running_platform import DEADLINE_S, RunningPlatform
 
@@ -25,12 +25,13 @@ _CLIENT_OPTIONS = mqtt_request_response.ClientOptions(
 
 @dataclass(frozen=True)
 class Device:
-    """A connected device of the SDK: its shadow clients, new and old, and how it publishes a message at QoS 1."""
+    """A connected device of the SDK: its clients, and how it publishes a message at QoS 1."""
 
     name: str
     shadows: iotshadow.IotShadowClientV2
     old_shadows: iotshadow.IotShadowClient
     send: Callable[[str, bytes], Future[Any]]
+    jobs: iotjobs.IotJobsClientV2
 
     def publish(self, topic: str, payload: bytes) -> object:
         """Publish at QoS 1 and return what the broker says."""
@@ -39,6 +40,10 @@ class Device:
     def streams(self, create: str, request: Any) -> Stream:
         """Return an open stream of the events that `create`, a method of the shadow client, subscribes to."""
         return Stream(getattr(self.shadows, create), request)
+
+    def job_stream(self, create: str, request: Any) -> Stream:
+        """Return an open stream of the events that `create`, a method of the jobs client, subscribes to."""
+        return Stream(getattr(self.jobs, create), request)
 
     def hears(self, subscribe: str, request: Any) -> queue.Queue[Any]:
         """Return the messages that `subscribe`, a method of the old shadow client, brings; it is subscribed."""
@@ -107,7 +112,7 @@ def over_mqtt5(name: str, files: Path, platform: RunningPlatform) -> Iterator[De
     connected.result(DEADLINE_S)
     try:
         new, old = iotshadow.IotShadowClientV2(client, _CLIENT_OPTIONS), iotshadow.IotShadowClient(client)
-        yield Device(name, new, old, send)
+        yield Device(name, new, old, send, iotjobs.IotJobsClientV2(client, _CLIENT_OPTIONS))
     finally:
         # Without a packet the client drops the socket, which the broker takes for a lost connection.
         client.stop(mqtt5.DisconnectPacket())
@@ -138,6 +143,6 @@ def over_mqtt3(name: str, files: Path, platform: RunningPlatform) -> Iterator[De
             iotshadow.IotShadowClientV2(connection, _CLIENT_OPTIONS),
             iotshadow.IotShadowClient(connection),
         )
-        yield Device(name, new, old, send)
+        yield Device(name, new, old, send, iotjobs.IotJobsClientV2(connection, _CLIENT_OPTIONS))
     finally:
         connection.disconnect().result(DEADLINE_S)

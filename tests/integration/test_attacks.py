@@ -58,7 +58,14 @@ FORBIDDEN_TOPICS = (
     f"$aws/things/{MALLORY}/shadow/update/accepted",
     f"$aws/things/{MALLORY}/shadow/update/delta",
     f"telemetry/{ALICE}/climate",
-    f"$aws/things/{ALICE}/jobs/get",
+    *(f"$aws/things/{ALICE}/jobs/{request}" for request in ("get", "start-next", "any/get", "any/update")),
+    *(
+        f"$aws/things/{MALLORY}/jobs/{told}"
+        for told in ("notify", "notify-next", "get/accepted", "any/get/accepted")
+    ),
+    f"$aws/commands/things/{ALICE}/executions/any/response/json",
+    f"$aws/commands/things/{MALLORY}/executions/any/request/json",
+    f"$aws/commands/things/{MALLORY}/executions/any/response/accepted/json",
     f"$aws/things/{ALICE}/defender/metrics/json",
     f"$aws/events/presence/disconnected/{ALICE}",
     f"$aws/events/presence/connected/{MALLORY}",

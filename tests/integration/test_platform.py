@@ -283,6 +283,7 @@ def test_the_cluster_lists_each_process_once(platform: RunningPlatform) -> None:
         "bridge",
         "broker",
         "gateway",
+        "job_coordinator",
         "shard_actor",
         "shard_actor",
         "store",

@@ -61,6 +61,7 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 # They only read files.
 WITHOUT_PLATFORM = (
     ["audit", "check"],
+    ["diff"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
 )
 
@@ -90,6 +91,8 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
+        ("report",),
+        ("diff",),
         ("sql",),
         ("query",),
         *(("twin", name) for name in ("describe", "get", "set", "watch", "give-back", "pin", "unpin")),
@@ -99,6 +102,8 @@ def test_the_issues_commands_are_there() -> None:
         ),
         *(("certificate", name) for name in ("create", "list", "revoke")),
         *(("fleet", name) for name in ("create", "list", "delete")),
+        *(("job", name) for name in ("create", "list", "show", "cancel", "delete")),
+        *(("command", name) for name in ("send", "list", "show")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),

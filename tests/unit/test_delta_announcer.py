@@ -11,8 +11,10 @@ import pytest
 from actors.broker_log import ClientConnected, ClientDisconnected, Subscribed
 from actors.delta_announcer import DeltaAnnouncer
 from actors.errors import ShardUnavailable
-from actors.fleet import LocalFleet
+from actors.fleet import LocalFleet, assign_request
+from twins.assignments import SendCommand
 from twins.clock import VirtualClock
+from twins.commands import CommandOrder
 from twins.messages import Operation, Publish, Reply, Request
 from twins.topics import delta_topic, hears_delta
 
@@ -183,3 +185,29 @@ async def test_what_a_shard_cannot_say_now_is_asked_again(scene: Scene) -> None:
     announcer._fleet = scene.fleet
     await announcer.settle("")
     assert [message.topic for message in scene.heard] == [CLASSIC]
+
+
+async def test_commands_that_wait_go_out_when_their_device_listens(scene: Scene) -> None:
+    heard: list[str] = []
+    scene.fleet.listen("$aws/commands/#", lambda message: heard.append(message.topic))
+    order = SendCommand(CommandOrder("e", "blink", b"{}", "application/json", 60))
+    await scene.fleet.ask(assign_request("lamp", order))
+    base = "$aws/commands/things/lamp/executions"
+    for other in ("$aws/things/lamp/#", f"{base}/+/response/+/json", "$aws/commands/things/other/#"):
+        await scene.subscribed(other)
+    assert heard == []
+    await scene.subscribed(f"{base}/+/request/+")
+    assert heard == [f"{base}/e/request/json"]
+    # One that keeps its session subscribes once.
+    await scene.announcer.on_broker_event(
+        ClientConnected(NOW_S + 20, "::1", 1, "lamp", "lamp", 4, 60, is_clean=False)
+    )
+    await scene.announcer.settle("")
+    assert heard == [f"{base}/e/request/json"] * 2
+    # Of many filters all the same that concern commands.
+    for number in range(30):
+        await scene.announcer.on_broker_event(
+            Subscribed(NOW_S + 20, "lamp", f"{base}/{number}/request/json", 1)
+        )
+    await scene.announcer.settle("")
+    assert heard == [f"{base}/e/request/json"] * 3

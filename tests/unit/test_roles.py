@@ -35,6 +35,13 @@ from actors.registry.access_keys import Role
         ("DELETE", "/v1/cluster/placement/drained/cellar", "admin"),
         ("POST", "/v1/twins/lamp/give-back", "operator"),
         ("GET", "/v1/pins", "viewer"),
+        ("GET", "/jobs/update-1", "viewer"),
+        ("PUT", "/jobs/update-1", "operator"),
+        ("PUT", "/jobs/update-1/cancel", "operator"),
+        ("DELETE", "/jobs/update-1", "operator"),
+        ("PUT", "/things/lamp/jobs/update-1/cancel", "operator"),
+        ("GET", "/v1/commands/lamp", "viewer"),
+        ("POST", "/v1/commands", "operator"),
         # It runs code in the platform.
         ("PUT", "/v1/pins/lamp", "admin"),
         ("DELETE", "/v1/pins/lamp", "admin"),
