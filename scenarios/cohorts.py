@@ -5,6 +5,7 @@ Asks the twins themselves, in SQL, as an assertion does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -72,8 +73,12 @@ def _which(group: Group) -> str:
 
 
 def _silence(group: Group, now_s: float) -> str:
-    """Return the expression of how long a twin has not changed: one that never did, for the whole run."""
-    return f"{int(now_s)} - coalesce(updated_at, {group.start_s})"
+    """Return the expression of how long a twin has not changed: one that never did, for the whole run.
+
+    Real ones, as on the wire, live by the wall clock.
+    """
+    now = f"(case when origin = 'real' then {int(time.time())} else {int(now_s)} end)::bigint"
+    return f"coalesce({now} - updated_at::bigint, {int(now_s) - group.start_s})"
 
 
 def _cohort_sql(spec: GroupSpec, group: Group, expression: str, now_s: float) -> str:
