@@ -34,6 +34,8 @@ _KEEPALIVE_S: Final = 10
 
 # Beside the broker's own store, without which it means nothing.
 _TAKEN_FILE: Final = "bridge.taken"
+# As often as the broker writes down what it has; a megabyte at most.
+_SYNC_EVERY_S: Final = 1.0
 
 _LOG: Final = logging.getLogger(__name__)
 _decode_messages: Final = msgspec.msgpack.Decoder(list[Publish]).decode
@@ -76,7 +78,9 @@ class BridgeActor:
             await self._notes.close()
             raise
         self._bridge = bridge
-        self._tasks = [asyncio.create_task(bridge.until_failed()), asyncio.create_task(keeper.run())]
+        self._tasks = [
+            asyncio.create_task(each) for each in (bridge.until_failed(), keeper.run(), _keep_on_disk(taken))
+        ]
         for task in self._tasks:
             task.add_done_callback(_end_process)
 
@@ -106,6 +110,19 @@ class BridgeActor:
             await self._notes.close()
             self._taken.close()
             self._bridge = None
+
+
+async def _keep_on_disk(taken: TakenMessages) -> None:
+    """Bring what is noted to the disk, again and again; one that fails or hangs stops no message."""
+    problem = ""
+    while True:
+        await asyncio.sleep(_SYNC_EVERY_S)
+        try:
+            await asyncio.to_thread(taken.sync)
+        except OSError as error:
+            if str(error) != problem:
+                _LOG.warning("what was taken from the broker is not on the disk: %s", error)
+            problem = str(error)
 
 
 async def _retained_topics(connection: BrokerConnection) -> list[str]:

@@ -17,8 +17,11 @@ that is delivered again has the place that it had. It is the same message where 
 A message that was taken and not finished may have been carried out or not. Its place tells the shard (see
 `twins.places`); it matters only where the broker may have forgotten what followed, which is told here.
 
-The file holds what belongs to one session of one broker, and is lost where the broker's own store is lost. Where the
-whole machine dies, the two may be of different moments.
+The file holds what belongs to one session of one broker, and is lost where the broker's own store is lost. What kills
+processes takes nothing of it. Where the whole machine dies, the disk has what was noted until `sync` last returned;
+what was noted after that, and stands in what the broker had stored, is taken for new: it is carried out again, and may
+take the place of something later. To wait for the disk before each acknowledgement would rule that out only if the
+broker did so, too, and mosquitto stores what has changed every second or two.
 """
 
 from __future__ import annotations
@@ -85,6 +88,8 @@ class TakenMessages:
             self._view[:] = bytes(FILE_BYTES)
             self._cells[_MEMORY] = secrets.randbits(32) if memory is None else memory
             self._cells[_KIND] = _MAGIC
+        # Of the file, if there is one.
+        self._descriptor: int | None = None
         self._start: int | None = None
         self._last_before = self._cells[_LAST]
         # Whether what comes may have been taken though the broker does not say so.
@@ -98,21 +103,36 @@ class TakenMessages:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_size != FILE_BYTES:
                 os.ftruncate(descriptor, 0)
-                os.ftruncate(descriptor, FILE_BYTES)
-            return cls(mmap.mmap(descriptor, FILE_BYTES), broker_start=broker_start)
+            # With all its blocks: a note for which a full disk has no room would be the end of the process (SIGBUS).
+            os.posix_fallocate(descriptor, 0, FILE_BYTES)
+            taken = cls(mmap.mmap(descriptor, FILE_BYTES), broker_start=broker_start)
+            taken._descriptor = os.dup(descriptor)
+            return taken
         except BlockingIOError:
             raise BrokerError(
                 f"another bridge still has {file} open; it must end before this one may begin", retryable=True
             ) from None
+        except OSError as error:
+            raise BrokerError(
+                f"{file} can't be made: {error}; make room on its disk", retryable=True
+            ) from error
         finally:
             # What is mapped holds the lock until it is closed, too.
             os.close(descriptor)
+
+    def sync(self) -> None:
+        """Return when the disk has all that was noted before; OSError if it fails. From any thread."""
+        if self._descriptor is not None:
+            os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file; nothing may be asked or noted any more."""
         self._cells.release()
         content = self._view.obj
         self._view.release()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
         if isinstance(content, mmap.mmap):
             content.close()
 

@@ -28,15 +28,17 @@ LOOK_EVERY_S: Final = 0.5
 # at most.
 _RETRY_DELAY_MIN_S: Final = 0.5
 _RETRY_DELAY_MAX_S: Final = 10.0
-# A part that has lived for so long, twice the longest wait, has recovered: its next death counts as the first.
-_STABLE_AFTER_S: Final = 20.0
+# Of somebody's behaviours there may be many that fail, and the platform is whole without them.
+_PINNED_RETRY_DELAY_MAX_S: Final = 30.0
+# A part that has lived for so many of its longest waits has recovered: its next death counts as the first.
+_STABLE_AFTER_DELAYS: Final = 2
 # So many attempts in a row without that are no accident any more: the part counts as down, not as restarting.
 _ACCIDENTS_MAX: Final = 5
 # Of parts that come and go with what operators want, and without which the platform is whole.
 PINNED_ROLE: Final = "pinned_twin"
 _LOG: Final = logging.getLogger(__name__)
 # So that it is found in the log.
-_MISTAKE: Final = "a mistake in this program"
+MISTAKE: Final = "a mistake in this program"
 
 
 class PartStatus(msgspec.Struct, frozen=True):
@@ -99,7 +101,7 @@ def mistakes_survived(what: str) -> Iterator[None]:
     except (WorldError, PlacementError):
         raise
     except Exception:  # noqa: BLE001 - see the module's text
-        _LOG.exception("%s: %s", what, _MISTAKE)
+        _LOG.exception("%s: %s", what, MISTAKE)
 
 
 class _Watched:
@@ -117,6 +119,15 @@ class _Watched:
         self.ready_since_s = time.monotonic()
         # What stood in the way when it was last looked.
         self.obstacle = ""
+
+    @property
+    def retry_delay_max_s(self) -> float:
+        return _PINNED_RETRY_DELAY_MAX_S if self.part.role == PINNED_ROLE else _RETRY_DELAY_MAX_S
+
+    @property
+    def is_stable(self) -> bool:
+        lived_s = time.monotonic() - self.ready_since_s
+        return lived_s > _STABLE_AFTER_DELAYS * self.retry_delay_max_s
 
     @property
     def name(self) -> str:
@@ -186,7 +197,7 @@ class Supervisor:
             trouble = await self._trouble(watched)
             if trouble:
                 await self._bring_back(watched, trouble)
-            elif time.monotonic() - watched.ready_since_s > _STABLE_AFTER_S:
+            elif watched.is_stable:
                 watched.attempt_count = 0
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -194,7 +205,7 @@ class Supervisor:
         try:
             return await watched.part.trouble()
         except Exception as error:  # noqa: BLE001 - see the module's text
-            _LOG.exception("%s: %s", watched.name, _MISTAKE)
+            _LOG.exception("%s: %s", watched.name, MISTAKE)
             return f"it can't be asked: {error!r}"
 
     async def _bring_back(self, watched: _Watched, trouble: str) -> None:
@@ -213,7 +224,7 @@ class Supervisor:
             except WorldError as error:
                 problem = str(error)
             except Exception as error:  # noqa: BLE001 - see the module's text
-                _LOG.exception("%s: %s", name, _MISTAKE)
+                _LOG.exception("%s: %s", name, MISTAKE)
                 problem = repr(error)
             else:
                 break
@@ -228,7 +239,7 @@ class Supervisor:
     async def _wait_to_retry(self, watched: _Watched) -> None:
         """Return when the next attempt is due: what stood in the way is gone, or the time for it has come."""
         exponent = watched.attempt_count - 2
-        delay_s = min(_RETRY_DELAY_MIN_S * 2**exponent, _RETRY_DELAY_MAX_S)
+        delay_s = min(_RETRY_DELAY_MIN_S * 2**exponent, watched.retry_delay_max_s)
         due_s = time.monotonic() + delay_s
         while True:
             before, watched.obstacle = watched.obstacle, watched.part.obstacle()

@@ -18,13 +18,14 @@ from typing import Final
 from actors.errors import WorldError
 from actors.fleet import Fleet
 from scenarios.checks import judge_assertion, judge_threshold, verdict_of
+from scenarios.cohorts import survey
 from scenarios.devices import DeviceHost
 from scenarios.errors import Aborted, DeviceFailed, Interrupted, LoadFailed, NameTaken
-from scenarios.fault_windows import fault_record
+from scenarios.fault_windows import fault_records
 from scenarios.observer import Observer
 from scenarios.progress import Frame, Progress, SilentProgress
 from scenarios.result import (
-    DeviceRecord,
+    CohortRecord,
     FaultRecord,
     Hold,
     Judgement,
@@ -32,6 +33,7 @@ from scenarios.result import (
     RunResult,
     StepRecord,
     Verdict,
+    WorstDevice,
     judged_recoveries,
 )
 from scenarios.spec import (
@@ -102,6 +104,8 @@ class _Conductor:
         self._trouble = options.trouble
         self._faults: list[FaultRecord] = []
         self._audit: Judgement | None = None
+        self._cohorts: tuple[CohortRecord, ...] = ()
+        self._worst: tuple[WorstDevice, ...] = ()
 
     async def run(self) -> RunResult:
         """Set up, run, judge and clean up."""
@@ -123,6 +127,9 @@ class _Conductor:
             # Of the run as ordered, whatever the assertions wait for afterwards.
             self._digest = await self._fleet.digest()
             await self._end_trouble()
+            self._cohorts, self._worst, why_not = await survey(scenario, self._fleet, self._tick * TICK_S)
+            if why_not:
+                self._observer.note(why_not)
             self._stage = "judging"
             await self._judge_assertions()
         except Aborted as end:
@@ -246,22 +253,28 @@ class _Conductor:
             )
             await self._rest(seconds)
 
-        scenario, observer = self._scenario, self._observer
+        observer = self._observer
         report = await self._trouble.end(rest)
-        device_count = sum(group.count for group in scenario.groups)
-        simulated = [
-            fault_record(each, observer.windows, end_s=self._tick * TICK_S, device_count=device_count)
-            for each in scenario.faults
-            if isinstance(each, FaultSpec)
-        ]
         self._audit = report.audit
-        self._faults = sorted([*simulated, *report.faults], key=lambda each: each.virtual_begin_s)
+        self._faults = sorted(
+            [*self._simulated_faults(), *report.faults], key=lambda each: each.virtual_begin_s
+        )
         for each in self._faults:
             observer.on_fault(each)
         if report.accepted is not None and report.unknown is not None:
             observer.on_audit(report.accepted, report.unknown)
         for text in report.notes:
             observer.note(text)
+
+    def _simulated_faults(self) -> list[FaultRecord]:
+        """Return the faults of simulated devices that have begun, as far as the run has come."""
+        scenario, end_s = self._scenario, self._tick * TICK_S
+        return fault_records(
+            [each for each in scenario.faults if isinstance(each, FaultSpec) and each.at_s < end_s],
+            self._observer.windows,
+            end_s=end_s,
+            device_count=sum(group.count for group in scenario.groups),
+        )
 
     # Time
 
@@ -407,7 +420,7 @@ class _Conductor:
             description=scenario.description,
             labels=scenario.labels,
             devices=tuple(
-                DeviceRecord(device.thing_name, device.model, self._devices.transport)
+                observer.device_record(device.thing_name, device.model, self._devices.transport)
                 for device in scenario.devices
             ),
             metrics=observer.measurements.statistics(),
@@ -416,8 +429,12 @@ class _Conductor:
             assertions=tuple(self._assertions),
             steps=tuple(self._steps),
             holds=tuple(self._holds),
-            faults=tuple(self._faults),
-            windows=tuple(observer.windows),
+            # Of a run that did not come to its end, what is known: nobody waited for the platform to recover.
+            faults=tuple(self._faults or self._simulated_faults()),
+            cohorts=self._cohorts,
+            worst_devices=self._worst,
+            latencies=observer.latencies(),
+            windows=observer.sampled_windows(),
             device_points=tuple(observer.device_points),
             notes=tuple(observer.notes),
         )

@@ -4,6 +4,7 @@ ScenariosError
 ├── ScenarioInvalid     a scenario or model file has mistakes: all, each with its place     (exit code 2)
 ├── NameTaken           a group or device of that name lives in the fleet already           (exit code 2)
 ├── FaultImpossible     a fault, or a check, needs what the run does not have                (exit code 2)
+├── SummaryUnreadable   a summary of a run is not there, is none, or is of another version       (exit code 2)
 ├── DeviceFailed        a real device could not be registered, started or connected         (exit code 3)
 ├── Aborted             a rule of the scenario's abort_on ended the run                     (exit code 4)
 ├── LoadFailed          a load process has ended, or could not do what it was told          (exit code 3)
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -68,6 +70,15 @@ class FaultImpossible(ScenariosError):
 
     Nothing was broken then.
     """
+
+
+class SummaryUnreadable(ScenariosError):
+    """A summary of a run is not there, is none, or is of a version that this program does not read."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file}: {problem}")
+        self.file = file
+        self.problem = problem
 
 
 class DeviceFailed(ScenariosError):

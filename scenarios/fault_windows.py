@@ -21,14 +21,37 @@ _KEPT_SLACK_RATIO: Final = 0.001
 _BEFORE_S: Final = 300
 
 
+def fault_records(
+    specs: Sequence[FaultSpec], windows: Sequence[WindowSample], *, end_s: float, device_count: int
+) -> list[FaultRecord]:
+    """Return the faults of simulated devices as they happened in these windows, which end at `end_s` of virtual time.
+
+    What was disturbed by one fault is no measure of what is usual before the next.
+    """
+    records: list[FaultRecord] = []
+    disturbed: set[int] = set()
+    for spec in sorted(specs, key=lambda each: each.at_s):
+        calm = [each for each in windows if each.virtual_s not in disturbed]
+        record = fault_record(spec, windows, calm, end_s=end_s, device_count=device_count)
+        records.append(record)
+        back_s = float("inf") if record.recovery_s is None else record.virtual_end_s + record.recovery_s
+        disturbed |= {each.virtual_s for each in windows if record.virtual_begin_s < each.virtual_s <= back_s}
+    return records
+
+
 def fault_record(
-    spec: FaultSpec, windows: Sequence[WindowSample], *, end_s: float, device_count: int
+    spec: FaultSpec,
+    windows: Sequence[WindowSample],
+    calm: Sequence[WindowSample],
+    *,
+    end_s: float,
+    device_count: int,
 ) -> FaultRecord:
-    """Return one fault of simulated devices as it happened in these windows, which end at `end_s` of virtual time."""
+    """Return one fault as it happened; of the windows before it those that are `calm` tell what is usual."""
     fault = spec.fault
     begin_s = float(fault.first_tick * TICK_S)
     over_s = min(begin_s + fault.tick_count * TICK_S, end_s)
-    before = [each for each in windows if begin_s - _BEFORE_S < each.virtual_s <= begin_s]
+    before = [each for each in calm if begin_s - _BEFORE_S < each.virtual_s <= begin_s]
     during = [each for each in windows if begin_s < each.virtual_s <= over_s]
     after = [each for each in windows if each.virtual_s > over_s]
     # Of what lasts to the end, and of what began before anything was known, nothing can be said.

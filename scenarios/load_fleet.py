@@ -210,18 +210,17 @@ class LoadFleet:
         for device in self._devices():
             self._give_up(device, sent_before_s=self.now_s())
 
-    def delete(self, name: str) -> list[str]:
-        """Disconnect the devices of a group and forget them; return their names."""
+    def delete(self, name: str) -> None:
+        """Disconnect the devices of a group and forget them."""
         part = self._parts.get(name)
         if part is None:
-            return []
+            return
         self._due = [due for due in self._due if due.device.group != name]
         heapq.heapify(self._due)
         for device in part.devices:
             self._dismiss(device)
         del self._parts[name]
         self._shard.delete_group(name)
-        return [device.name for device in part.devices]
 
     def close(self) -> None:
         """End all connections."""

@@ -78,7 +78,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True):
 
 
 class DeleteGroup(msgspec.Struct, frozen=True, tag=True):
-    """Disconnect the devices of a group and forget them; with a registrar their things are deleted, too."""
+    """Disconnect the devices of a group and forget them; with a registrar also the things that were made for them."""
 
     name: str
     registrar: Registrar | None = None

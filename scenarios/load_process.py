@@ -49,6 +49,8 @@ class _Worker:
         self._settings: LoadSettings | None = None
         self._fleet: LoadFleet | None = None
         self._names: set[str] = set()
+        # The things that this process has registered, by group.
+        self._created: dict[str, set[str]] = {}
         self._process = psutil.Process()
 
     async def obey(self, order: Order) -> Answer:
@@ -94,13 +96,16 @@ class _Worker:
         devices = fleet.create(group)
         self._names.add(group.name)
         if order.registrar is not None:
-            await register_devices(devices, group.model.name, order.registrar, directory)
+            created = self._created[group.name] = set()
+            async for name in register_devices(devices, group.model.name, order.registrar, directory):
+                created.add(name)
 
     async def _delete(self, fleet: LoadFleet, order: DeleteGroup) -> None:
         self._names.discard(order.name)
-        names = fleet.delete(order.name)
+        fleet.delete(order.name)
+        created = self._created.pop(order.name, set())
         if order.registrar is not None:
-            await delete_things(names, order.registrar)
+            await delete_things(sorted(created), order.registrar)
 
     def close(self) -> None:
         """End all connections."""

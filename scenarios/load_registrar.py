@@ -5,9 +5,8 @@ Keys never leave the machine that simulates the devices; what is written is one 
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +21,9 @@ from twins.shipped import MODELS
 _BATCH_COUNT: Final = 150
 # The platform signs and stores a batch in a fraction of a second; it may have several to do.
 _API_TIMEOUT_S: Final = 120.0
-# Deletions under way at once: the platform does one after the other, and should not wait for the next.
-_DELETIONS: Final = 4
+# Things of one request to delete them: their certificates are revoked together.
+_DELETED_AT_ONCE: Final = 500
 _OK: Final = 200
-_NOT_FOUND: Final = 404
 # How the platform refuses a thing that is there.
 _TAKEN: Final = "is registered already"
 
@@ -34,8 +32,8 @@ Described = tuple[str, Mapping[str, str]]
 
 async def register_devices(
     devices: Sequence[Described], model: str, registrar: Registrar, directory: Path
-) -> None:
-    """Register devices, names and attributes, and write NAME.pem for each into the directory.
+) -> AsyncIterator[str]:
+    """Register devices, names and attributes, write NAME.pem for each into the directory, and give each name then.
 
     NameTaken if one was there before, DeviceFailed if one is refused. A model that did not come along with the platform
     is unknown there: its devices are registered without one.
@@ -50,30 +48,24 @@ async def register_devices(
                 for (name, attributes), key in zip(batch, keys, strict=True)
             ]
             results = await _post(client, things)
-            for result, key in zip(results, keys, strict=True):
+            # Those that are refused come last: what was created has to be known to whoever cleans up.
+            pairs = sorted(zip(results, keys, strict=True), key=lambda pair: pair[0]["outcome"] != "created")
+            for result, key in pairs:
                 _keep(result, key, directory)
+                yield result["thing_name"]
 
 
 async def delete_things(names: Sequence[str], registrar: Registrar) -> None:
-    """Delete things, those that are there; DeviceFailed names the first that can't be, when all have been tried."""
-    failures: list[str] = []
-    waiting = list(reversed(names))
+    """Delete things, those that are there; DeviceFailed if the platform can't."""
     async with _client(registrar) as client:
-
-        async def work() -> None:
-            while waiting:
-                name = waiting.pop()
-                try:
-                    answer = await client.delete(f"/v1/things/{name}")
-                except httpx.HTTPError as error:
-                    failures.append(f"{name}: {error!r}")
-                    continue
-                if answer.is_error and answer.status_code != _NOT_FOUND:
-                    failures.append(f"{name}: {answer.text[:300]}")
-
-        await asyncio.gather(*(work() for _ in range(_DELETIONS)))
-    if failures:
-        raise DeviceFailed(failures[0].partition(":")[0], f"could not be deleted: {failures[0]}")
+        for first in range(0, len(names), _DELETED_AT_ONCE):
+            part = names[first : first + _DELETED_AT_ONCE]
+            try:
+                answer = await client.post("/v1/things/batch-delete", json={"things": part})
+            except httpx.HTTPError as error:
+                raise DeviceFailed(part[0], f"could not be deleted at {client.base_url}: {error!r}") from None
+            if answer.is_error:
+                raise DeviceFailed(part[0], f"could not be deleted: {answer.text[:500]}")
 
 
 def _client(registrar: Registrar) -> httpx.AsyncClient:

@@ -6,7 +6,10 @@ Owns what an observation means; when something happens is the engine's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -14,9 +17,10 @@ import numpy as np
 from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
 from scenarios.checks import Invariants, contains
+from scenarios.load_histogram import Histogram
 from scenarios.load_orders import LoadNews
 from scenarios.metrics import Measurements, histogram_statistic, labelled
-from scenarios.result import DevicePoint, FaultRecord, Note, WindowSample
+from scenarios.result import DevicePoint, DeviceRecord, FaultRecord, LatencySample, Note, WindowSample
 from scenarios.spec import Scenario
 from scenarios.workloads import expected_count, groups_of
 from twins.messages import TickOrder, TickSummary
@@ -31,6 +35,10 @@ _DEVICE_COUNTERS: Final = (
     "device_disconnects",
     "device_errors",
 )
+# More stretches than a plot has points would make a file that nobody reads; shorter ones have too few answers.
+_LATENCY_SAMPLES_MAX: Final = 600
+_LATENCY_WIDTH_S: Final = 0.5
+_WINDOW_SAMPLES_MAX: Final = 1200
 # What summaries say of reports, by the metric's name.
 _REPORT_COUNTS: Final = (
     "reports_lost",
@@ -100,6 +108,11 @@ class Observer:
             device.thing_name: [field.name for field in model_named(device.model).fields if field.is_settable]
             for device in scenario.devices
         }
+        # Of every accepted report of a real device: when it was, and how long that took.
+        self._round_trips: dict[str, list[tuple[float, float]]] = {}
+        self._device_counts: dict[str, Counter[str]] = {}
+        # Of simulated devices on the wire: when news came, and how long answers took, in buckets.
+        self._ingest: list[tuple[float, Mapping[int, int]]] = []
         self._wire_errors: dict[str, int] = {}
         self._asked: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
@@ -166,6 +179,7 @@ class Observer:
                 latency_ms_med=latencies.get("med"),
                 latency_ms_p95=latencies.get("p(95)"),
                 latency_ms_p99=latencies.get("p(99)"),
+                expected_count=round(sum(expected.values())),
             )
         )
 
@@ -231,6 +245,8 @@ class Observer:
             self.measurements.add(metric, getattr(news, name))
         for metric, name in _WIRE_TIMES.items():
             self.measurements.merge(metric, getattr(news, name))
+        if news.ingest:
+            self._ingest.append((self.wall_s, dict(news.ingest)))
         for reason, count in news.errors.items():
             if reason not in self._wire_errors:
                 self.note(f"wire: {count} connections ended or failed: {reason}")
@@ -252,15 +268,60 @@ class Observer:
         name = _COUNTER_OF.get(event.kind)
         if name is not None:
             self._add(name, 1)
+            self._device_counts.setdefault(thing_name, Counter())[name] += 1
         if event.message:
             self.note(f"{thing_name}: {event.kind}: {event.message}")
         if event.kind in ("accepted", "obeyed"):
             self.invariants.on_accepted(thing_name, event.version)
             self._add("device_round_trip", event.latency_ms)
+            self._round_trips.setdefault(thing_name, []).append((self.wall_s, event.latency_ms))
             self.device_values.setdefault(thing_name, {}).update(event.state)
             self._plot(thing_name, "reported", event.state)
         if event.kind == "obeyed":
             self._on_obeyed(thing_name, event.state)
+
+    def device_record(
+        self, thing_name: str, model: str, transport: Literal["mqtt", "in-process"]
+    ) -> DeviceRecord:
+        """Return what a real device has done."""
+        counts = self._device_counts.get(thing_name, Counter())
+        times = [ms for _, ms in self._round_trips.get(thing_name, ())]
+        return DeviceRecord(
+            thing_name,
+            model,
+            transport,
+            report_count=counts["device_reports"],
+            disconnect_count=counts["device_disconnects"],
+            error_count=counts["device_errors"] + counts["device_rejected"],
+            round_trip_ms_p95=float(np.percentile(times, 95)) if times else None,
+            round_trip_ms_max=max(times, default=None),
+        )
+
+    def latencies(self) -> tuple[LatencySample, ...]:
+        """Return how long answers to real devices, and to those on the wire, took over the course of the run."""
+        trips = sorted(trip for trips in self._round_trips.values() for trip in trips)
+        last_s = max([at_s for at_s, _ in trips[-1:]] + [at_s for at_s, _ in self._ingest[-1:]], default=0.0)
+        width_s = max(_LATENCY_WIDTH_S, last_s / _LATENCY_SAMPLES_MAX)
+        samples = []
+        for position, stretch in groupby(trips, key=lambda trip: int(trip[0] / width_s)):
+            times = [ms for _, ms in stretch]
+            med, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+            samples.append(LatencySample((position + 1) * width_s, len(times), med, p95, p99, max(times)))
+        for position, news in groupby(self._ingest, key=lambda each: int(each[0] / width_s)):
+            histogram = Histogram()
+            for _, counts in news:
+                histogram.merge(counts)
+            med, p95, p99 = (histogram.quantile_s(share) * 1000 for share in (0.5, 0.95, 0.99))
+            most = histogram.bounds_s()[1] * 1000
+            end_s = (position + 1) * width_s
+            samples.append(LatencySample(end_s, histogram.count, med, p95, p99, most, "wire"))
+        return tuple(samples)
+
+    def sampled_windows(self) -> tuple[WindowSample, ...]:
+        """Return windows for the report, put together where there are more of them than anybody can see."""
+        size = -(-len(self.windows) // _WINDOW_SAMPLES_MAX) or 1
+        parts = [self.windows[start : start + size] for start in range(0, len(self.windows), size)]
+        return tuple(_together(part) for part in parts)
 
     def _on_obeyed(self, thing_name: str, state: Mapping[str, Any]) -> None:
         asked_s, wished = self._asked.get(thing_name, (0.0, {}))
@@ -277,6 +338,31 @@ class Observer:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
                 self.device_points.append(point)
+
+
+def _together(windows: Sequence[WindowSample]) -> WindowSample:
+    """Return windows that follow each other as one: rates on average, everything else as bad as it was."""
+    if len(windows) == 1:
+        return windows[0]
+
+    def most(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    last = windows[-1]
+    return WindowSample(
+        virtual_s=last.virtual_s,
+        wall_s=last.wall_s,
+        reports_per_s=fmean(each.reports_per_s for each in windows),
+        connected_ratio=min(each.connected_ratio for each in windows),
+        delta_outstanding=max(each.delta_outstanding for each in windows),
+        lag_ms=most(each.lag_ms for each in windows),
+        reports_lost_per_s=fmean(each.reports_lost_per_s for each in windows),
+        reports_kept=max(each.reports_kept for each in windows),
+        latency_ms_med=most(each.latency_ms_med for each in windows),
+        latency_ms_p95=most(each.latency_ms_p95 for each in windows),
+        latency_ms_p99=most(each.latency_ms_p99 for each in windows),
+        expected_count=last.expected_count,
+    )
 
 
 def _latencies(total: TickSummary) -> dict[str, float]:

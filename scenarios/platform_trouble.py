@@ -8,9 +8,6 @@ machine is struck, only through its operators' API on loopback, and only for an 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
-import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,17 +17,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 
 from actors.errors import WorldError
 from actors.platform_processes import (
     COMPONENTS,
     SMALL_DISK_BYTES_MAX,
-    fill_disk,
     is_small_disk,
     processes_below,
     processes_of,
-    send,
 )
 from actors.settings import Endpoints
 from scenarios.audit_progress import STEADY_S, AuditProgress, Operation, between, percentile_s, steady_at_s
@@ -39,6 +33,7 @@ from scenarios.auditor_operator import operator_api
 from scenarios.errors import FaultImpossible
 from scenarios.history import Fault as FaultEvent
 from scenarios.history import Outcome, encode_event
+from scenarios.platform_blows import Blow, PlatformBlows
 from scenarios.relay import Relay
 from scenarios.result import FaultPhase, FaultRecord, Judgement
 from scenarios.spec import CHECKS, PlatformFault, Scenario, WireFault
@@ -56,11 +51,9 @@ _LOAD_TIMEOUT_S: Final = 60.0
 # A platform that does not serve every thing again by then does not come back by itself.
 _RECOVERY_TIMEOUT_S: Final = 120.0
 _SETTLE_S: Final = 90.0
-# Each part may take as long to save what it holds when it is told to end.
-_END_TIMEOUT_S: Final = 10.0
 # The load ends when it is told to: longer than any scenario that somebody waits for.
 _LOAD_DURATION_S: Final = 7 * 86_400.0
-# How often it is looked whether a platform is whole, and how soon a component that is to stay away is killed again.
+# How often it is looked whether a platform is whole.
 _LOOK_S: Final = 0.1
 _ADMIN_ONLY: Final = "/v1/keys"
 # What holds acknowledgements: after its fault the broker may hand requests out again that were carried out.
@@ -77,9 +70,7 @@ class _Blow:
     over_s: float = 0.0
     over: Moment | None = None
     served_s: float | None = None
-    struck: str = ""
-    paused: list[psutil.Process] = field(default_factory=list)
-    ended: list[psutil.Process] = field(default_factory=list)
+    struck: Blow = field(default_factory=Blow)
 
 
 class PlatformTrouble:
@@ -90,7 +81,7 @@ class PlatformTrouble:
         self._endpoints = endpoints
         self._data_dir = data_dir
         self._wire = None if relay is None else WireTrouble(relay)
-        self._seed = 0
+        self._strikes = PlatformBlows(endpoints.pid, data_dir, seed=0)
         self._now: Callable[[], Moment] = lambda: Moment(0.0, 0.0)
         self._blows: list[_Blow] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -109,7 +100,8 @@ class PlatformTrouble:
         faults = [each for each in scenario.faults if isinstance(each, PlatformFault)]
         if self._wire is None and not faults and AUDITED_CHECK not in scenario.checks:
             return
-        self._seed, self._now = scenario.seed, now
+        self._now = now
+        self._strikes = PlatformBlows(self._endpoints.pid, self._data_dir, seed=scenario.seed)
         self._api = operator_api(self._endpoints)
         if faults:
             await self._require_right(faults)
@@ -125,7 +117,7 @@ class PlatformTrouble:
             thing_count=_THING_COUNT,
             duration_s=_LOAD_DURATION_S,
             rate=_RATE,
-            seed=self._seed,
+            seed=scenario.seed,
             settle_s=_SETTLE_S,
             others=(self._faults_file,),
             endpoints=self._endpoints,
@@ -196,15 +188,13 @@ class PlatformTrouble:
     async def _carry_out(self, blow: _Blow) -> None:
         fault = blow.fault
         blow.struck_s = time.monotonic()
-        again_count = 0
         try:
-            if isinstance(fault, WireFault):
-                await self._disturb(fault)
-            else:
-                again_count = await self._strike(blow, fault)
+            if isinstance(fault, PlatformFault):
+                await self._strikes.carry_out(fault, blow.struck)
+            elif self._wire is not None:
+                await self._wire.carry_out(fault)
         finally:
             blow.over_s, blow.over = time.monotonic(), self._now()
-            self._mend(blow)
         try:
             blow.served_s = await self._until_served(blow)
         finally:
@@ -216,72 +206,9 @@ class PlatformTrouble:
                 redelivers=part in _REDELIVERING,
                 until_s=time.monotonic(),
             )
-            for _ in range(1 + again_count):
+            for _ in range(1 + blow.struck.again_count):
                 self._note(event)
             self._note(FaultEvent(blow.over_s, part, "mended"))
-
-    async def _disturb(self, fault: WireFault) -> None:
-        if self._wire is None:
-            raise FaultImpossible(f"fault {fault.name!r}: no relay stands between devices and broker")
-        await self._wire.carry_out(fault)
-
-    async def _strike(self, blow: _Blow, fault: PlatformFault) -> int:
-        """Break processes for as long as the fault lasts, and return how often they were broken again."""
-        self._hit(blow, fault)
-        if fault.action == "kill" and fault.duration_s:
-            return await self._keep_down(fault, until_s=blow.struck_s + fault.duration_s)
-        if fault.action == "restart":
-            await _until_ended(blow.ended)
-        else:
-            await asyncio.sleep(fault.duration_s)
-        return 0
-
-    def _hit(self, blow: _Blow, fault: PlatformFault) -> None:
-        if fault.action == "disk_full":
-            fill_disk(self._ballast)
-            blow.struck = "its file system was filled"
-            return
-        targets = self._targets(fault)
-        number = {"kill": signal.SIGKILL, "restart": signal.SIGTERM, "pause": signal.SIGSTOP}[fault.action]
-        for process in targets:
-            send(process, number)
-        if fault.action == "pause":
-            blow.paused = targets
-        else:
-            blow.ended = list(targets)
-        pids = ", ".join(str(process.pid) for process in targets)
-        blow.struck = (
-            f"process {pids} got {number.name}" if targets else f"no process of {fault.component} ran"
-        )
-
-    def _targets(self, fault: PlatformFault) -> list[psutil.Process]:
-        found = processes_of(fault.component, processes_below(self._endpoints.pid))
-        if not fault.count or fault.count >= len(found):
-            return found
-        return random.Random(f"{self._seed}/{fault.name}").sample(found, fault.count)
-
-    async def _keep_down(self, fault: PlatformFault, *, until_s: float) -> int:
-        """Kill whatever comes back until then, and return how many that were."""
-        count = 0
-        while time.monotonic() < until_s:
-            await asyncio.sleep(min(_LOOK_S, max(0.0, until_s - time.monotonic())))
-            running = processes_of(fault.component, processes_below(self._endpoints.pid))
-            # Of several processes, the others may live.
-            allowed = max(0, self._whole[fault.component] - fault.count) if fault.count else 0
-            for process in running[allowed:]:
-                send(process, signal.SIGKILL)
-                count += 1
-        return count
-
-    def _mend(self, blow: _Blow) -> None:
-        while blow.paused:
-            send(blow.paused.pop(), signal.SIGCONT)
-        if blow.fault.action == "disk_full":
-            self._ballast.unlink(missing_ok=True)
-
-    @property
-    def _ballast(self) -> Path:
-        return self._data_dir / "ballast"
 
     def _note(self, event: FaultEvent) -> None:
         with self._faults_file.open("ab", buffering=0) as file:
@@ -308,7 +235,7 @@ class PlatformTrouble:
 
     async def _is_whole(self, blow: _Blow) -> bool:
         """Tell whether what ran runs again, but for the very processes that were ended, and the platform serves."""
-        if self._count() != self._whole or any(map(_lives, blow.ended)):
+        if self._count() != self._whole or not blow.struck.has_ended_all:
             return False
         assert self._api is not None
         try:
@@ -340,7 +267,7 @@ class PlatformTrouble:
             _judged(result),
             result.accepted,
             result.unknown,
-            tuple(f"{blow.fault.name}: {blow.struck}" for blow in self._blows if blow.struck),
+            tuple(f"{blow.fault.name}: {blow.struck.text}" for blow in self._blows if blow.struck.text),
         )
         await self.abandon()
         return report
@@ -348,13 +275,12 @@ class PlatformTrouble:
     async def abandon(self) -> None:
         """Mend what is broken still, and leave nothing behind; nothing happens after `end`."""
         self._stop.set()
-        for task in [*self._tasks, *([self._audit] if self._audit else [])]:
+        tasks = [*self._tasks, *([self._audit] if self._audit else [])]
+        for task in tasks:
+            # What it has broken it mends.
             task.cancel()
-            # Whatever it was about to say, nobody asks any more.
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-        for blow in self._blows:
-            self._mend(blow)
+        # Whatever they were about to say, nobody asks any more.
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._api is not None:
             await self._api.aclose()
             self._api = None
@@ -388,7 +314,7 @@ class PlatformTrouble:
             recovery_s=None if blow.served_s is None else blow.served_s - blow.over_s,
             steady_s=None if steady_s is None else steady_s - blow.over_s,
             phases=tuple(FaultPhase(name, _values(part)) for name, part in phases),  # type: ignore[arg-type]  # literals
-            detail=blow.struck,
+            detail=blow.struck.text,
         )
 
 
@@ -413,23 +339,6 @@ def _values(operations: Sequence[Operation]) -> dict[str, float]:
         if seconds is not None:
             values[f"answer_ms_p{percent}"] = seconds * 1000
     return values
-
-
-async def _until_ended(processes: Sequence[psutil.Process]) -> None:
-    """Return when processes have ended that were asked to; whoever takes too long is killed."""
-    deadline_s = time.monotonic() + _END_TIMEOUT_S
-    while any(map(_lives, processes)):
-        if time.monotonic() > deadline_s:
-            for process in processes:
-                send(process, signal.SIGKILL)
-        await asyncio.sleep(_LOOK_S)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _part(fault: PlatformFault | WireFault) -> str:

@@ -17,7 +17,7 @@ _WIDTH: Final = 440
 _HEIGHT: Final = 190
 _LEFT: Final = 48
 _RIGHT: Final = 22
-_TOP: Final = 10
+_TOP: Final = 14
 _BOTTOM: Final = 34
 # As many points as a wide screen has pixels for.
 _POINTS_MAX: Final = 600
@@ -31,22 +31,27 @@ Unit = Literal["count", "percent", "ms", "value"]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plot; `is_step`: the value stays until the next point."""
+    """One line of a plot, or the area below it; `is_step`: the value stays until the next point."""
 
     label: str
     points: Points
     colour: str = "line-1"
     is_step: bool = False
     is_dashed: bool = False
+    # Filled down to `base`, whose points have the same times, or to the ground where there is none.
+    is_area: bool = False
+    base: Points = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A shaded stretch of the horizontal axis."""
+    """A shaded stretch of the horizontal axis; `mark` is what stands at its top, in a character or two."""
 
     start: float
     end: float
     label: str
+    kind: Literal["band", "fault", "recovering"] = "band"
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +113,14 @@ class _Frame:
 def _band(band: Band, frame: _Frame) -> str:
     start, end = frame.x(band.start), frame.x(min(band.end, frame.x_max))
     width = max(_BAND_MIN, end - start)
+    mark = (
+        f'<text class="mark" x="{start + width / 2:.1f}" y="{_TOP - 2}">{escape(band.mark)}</text>'
+        if band.mark
+        else ""
+    )
     return (
-        f'<rect class="band" x="{start:.1f}" y="{_TOP}" width="{width:.1f}" '
-        f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{escape(band.label)}</title></rect>'
+        f'<rect class="{band.kind}" x="{start:.1f}" y="{_TOP}" width="{width:.1f}" '
+        f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{escape(band.label)}</title></rect>{mark}'
     )
 
 
@@ -131,6 +141,13 @@ def _line(line: Line, frame: _Frame) -> Iterator[str]:
     points = [(frame.x(x), frame.y(y)) for x, y in line.points]
     dash = ' stroke-dasharray="5 4"' if line.is_dashed else ""
     path = _path(points, line, end_x=frame.x(frame.x_max))
+    if line.is_area and points:
+        below = [(frame.x(x), frame.y(y)) for x, y in line.base] or [
+            (points[0][0], frame.y(frame.y_ticks[0])),
+            (points[-1][0], frame.y(frame.y_ticks[0])),
+        ]
+        back = "".join(f"L{x:.1f} {y:.1f}" for x, y in reversed(below))
+        yield f'<path class="area" style="fill:var(--{line.colour})" d="{path}{back}Z"/>'
     yield f'<path class="line" style="stroke:var(--{line.colour})"{dash} d="{path}"/>'
     if line.is_step and not line.is_dashed:
         for x, y in points:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Final
 
 import jinja2
 import msgspec
 
-from scenarios.checks import shown
+from scenarios.checks import number, shown
+from scenarios.errors import SummaryUnreadable
 from scenarios.metrics import metric_of
-from scenarios.plots import Band, Line, Plot, Points, format_time, svg_of, thin
-from scenarios.result import Judgement, RunResult
+from scenarios.plots import format_time, svg_of
+from scenarios.report_plots import plots_of
+from scenarios.result import FaultRecord, Judgement, RunResult, judged_recoveries
 
 # Raised by one whenever a program that reads summary.json would have to change.
-SUMMARY_SCHEMA: Final = 1
+SUMMARY_SCHEMA: Final = 2
 _TEMPLATE: Final = "report.html.j2"
 # What XML 1.0 cannot carry, even escaped.
 _NOT_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -33,6 +34,7 @@ _HEADLINES: Final = (
     ("connected_ratio", "avg", "of the simulated fleet was connected"),
     ("device_round_trip", "p(95)", "or less from a real report to its answer, for 95 of 100"),
     ("delta_to_reported", "max", "at most, from a desired change to the real device's report"),
+    ("audit_accepted", "count", "updates and reads of the auditor accepted"),
     ("tick_lag", "p(99)", "or less behind its time, for 99 of 100 ticks"),
 )
 
@@ -42,9 +44,14 @@ def write_reports(result: RunResult, reports_dir: Path) -> Path:
     directory = reports_dir / result.run_id
     directory.mkdir(parents=True)
     (directory / "summary.json").write_bytes(summary_json(result))
+    write_views(result, directory)
+    return directory
+
+
+def write_views(result: RunResult, directory: Path) -> None:
+    """Write what is made from the summary of a run into a directory, over what is there."""
     (directory / "junit.xml").write_bytes(junit_xml(result))
     (directory / "report.html").write_text(report_html(result), encoding="utf-8")
-    return directory
 
 
 def summary_json(result: RunResult) -> bytes:
@@ -54,8 +61,40 @@ def summary_json(result: RunResult) -> bytes:
     return msgspec.json.format(msgspec.json.encode(head | fields), indent=2) + b"\n"
 
 
+def summary_schema() -> dict[str, Any]:
+    """Return the JSON Schema of summary.json."""
+    schema: dict[str, Any] = msgspec.json.schema(RunResult)
+    body = schema["$defs"]["RunResult"]
+    body["description"] = f"The summary of a run of twinfleet, version {SUMMARY_SCHEMA} of its form."
+    body["properties"] = {
+        "schema": {"const": SUMMARY_SCHEMA},
+        "exit_code": {"type": "integer", "description": "what `twinfleet run` exits with"},
+        **body["properties"],
+    }
+    body["required"] = ["schema", "exit_code", *body["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def read_summary(file: Path) -> RunResult:
+    """Return the result of which a summary.json tells, or the one in a directory; SummaryUnreadable if it's none."""
+    file = file / "summary.json" if file.is_dir() else file
+    try:
+        content = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        version = content.pop("schema", None)
+        if version != SUMMARY_SCHEMA:
+            raise SummaryUnreadable(
+                file, f"its form is version {version}, this program reads {SUMMARY_SCHEMA}"
+            )
+        content.pop("exit_code", None)
+        return msgspec.convert(content, RunResult)
+    except OSError as error:
+        raise SummaryUnreadable(file, error.strerror or str(error)) from None
+    except msgspec.MsgspecError as error:
+        raise SummaryUnreadable(file, f"is no summary of a run: {error}") from None
+
+
 def junit_xml(result: RunResult) -> bytes:
-    """Return the result as JUnit XML: a test case per threshold, check, assertion and step, and one for the run."""
+    """Return the result as JUnit XML: a test case for everything that was judged, recoveries too, and for the run."""
     suite = ET.Element("testsuite", name=_xml(result.scenario), timestamp=_moment(result.started_at))
     properties = ET.SubElement(suite, "properties")
     for name in ("seed", "digest", "version", "command", "fleet", "clock"):
@@ -72,6 +111,8 @@ def junit_xml(result: RunResult) -> bytes:
         case.set("time", f"{step.held_s:.3f}")
         if step.outcome != "PASS":
             _failure(case, step.outcome, step.detail, "")
+    for fault in result.faults:
+        _recovery_case(suite, fault)
     run = _case(suite, "run", "the run came to a verdict")
     if result.verdict not in ("PASS", "FAIL"):
         ET.SubElement(run, "error", type=result.verdict, message=_xml(result.reason))
@@ -84,6 +125,18 @@ def junit_xml(result: RunResult) -> bytes:
     ET.indent(suites)
     encoded: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
     return encoded
+
+
+def _recovery_case(suite: ET.Element, fault: FaultRecord) -> None:
+    case = _case(suite, "recovery", f"recovered from {fault.name}")
+    if fault.recovery_s is not None:
+        case.set("time", f"{fault.recovery_s:.3f}")
+    elif fault.outcome == "FAIL":
+        _failure(
+            case, fault.outcome, f"not served again after {fault.action} of {fault.target}", fault.detail
+        )
+    else:
+        ET.SubElement(case, "skipped", message="the run ended before anything was known")
 
 
 def _case(suite: ET.Element, kind: str, name: str) -> ET.Element:
@@ -107,7 +160,7 @@ def report_html(result: RunResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(moment=_moment, span=format_time)
+    environment.filters.update(moment=_moment, span=format_time, seconds=_seconds, phase_rows=_phase_rows)
     sections = {
         "Thresholds": result.thresholds,
         "Checks": result.checks,
@@ -117,6 +170,7 @@ def report_html(result: RunResult) -> str:
         result=result,
         headlines=_headlines(result),
         failures=_failures(result),
+        several_groups=len({cohort.group for cohort in result.cohorts}) > 1,
         sections={title: judgements for title, judgements in sections.items() if judgements},
         plots=[(plot, svg) for plot in plots_of(result) if (svg := svg_of(plot))],
         metrics=[
@@ -141,6 +195,11 @@ def _headlines(result: RunResult) -> list[tuple[str, str]]:
         headlines.append(
             (str(len(result.devices)), f"real device{'s' * (len(result.devices) > 1)}, {transport}")
         )
+    if result.faults:
+        known = [fault.recovery_s for fault in result.faults if fault.recovery_s is not None]
+        few = f"{len(known)} of {len(result.faults)}"
+        slowest = f", the slowest in {_seconds(max(known))}" if known else ""
+        headlines.append((few, f"faults recovered from{slowest}"))
     for name, statistic, meaning in _HEADLINES:
         value = result.metrics.get(name, {}).get(statistic)
         if value is not None:
@@ -154,70 +213,53 @@ def _failures(result: RunResult) -> list[Judgement]:
         Judgement(f"{format_time(step.at_s)}: {step.name}", step.outcome, "", step.detail)
         for step in result.steps
     ]
-    return [judgement for judgement in (*judged, *steps) if judgement.outcome != "PASS"]
-
-
-def plots_of(result: RunResult) -> list[Plot]:
-    """Return the plots of a run; those without a point are shown by nobody."""
-    windows, x_max = result.windows, float(result.duration_s)
-
-    def series(pick: Any, values: Sequence[float | None]) -> Points:
-        points = [(float(w.virtual_s), v) for w, v in zip(windows, values, strict=True) if v is not None]
-        return thin(points, pick)
-
-    virtual = "virtual time"
-    reports = series(fmean, [window.reports_per_s for window in windows])
-    connected = series(min, [window.connected_ratio for window in windows])
-    deltas = series(max, [float(window.delta_outstanding) for window in windows])
-    lags = series(max, [window.lag_ms for window in windows])
-    plots = [
-        Plot("Reports per second of virtual time", virtual, "count", [Line("arrived", reports)], x_max=x_max),
-        Plot(
-            "Connected share of the simulated fleet",
-            virtual,
-            "percent",
-            [Line("connected", connected)],
-            x_max=x_max,
-            from_zero=False,
-        ),
-        Plot("Twins with an outstanding delta", virtual, "count", [Line("delta", deltas)], x_max=x_max),
-        Plot("Ticks behind their intended time", virtual, "ms", [Line("lag", lags)], x_max=x_max),
-    ]
-    for device in result.devices:
-        plots += _device_plots(result, device.thing_name)
-    return plots
-
-
-def _device_plots(result: RunResult, thing_name: str) -> list[Plot]:
-    points = [point for point in result.device_points if point.thing_name == thing_name]
-    bands = [
-        Band(hold.wall_s, hold.wall_s + hold.duration_s, f"held for {hold.duration_s:.3f} s: {hold.awaited}")
-        for hold in result.holds
-    ]
-    plots = []
-    for name in dict.fromkeys(point.field for point in points):
-        lines = [
-            Line(
-                section,
-                [(p.wall_s, p.value) for p in points if p.field == name and p.section == section],
-                colour=colour,
-                is_step=True,
-                is_dashed=section == "desired",
-            )
-            for section, colour in (("reported", "line-1"), ("desired", "line-2"))
-        ]
-        plots.append(
-            Plot(
-                f"{thing_name}: {name}, desired and reported",
-                "wall time; shaded: virtual time was held",
-                "value",
-                [line for line in lines if line.points],
-                bands,
-                from_zero=False,
-            )
+    recoveries = [
+        Judgement(
+            f"recovered from {each.name}", each.outcome, "served again", "not served again", each.detail
         )
-    return plots
+        for each in judged_recoveries(result.faults)
+    ]
+    return [judgement for judgement in (*judged, *steps, *recoveries) if judgement.outcome != "PASS"]
 
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seconds(seconds: float | None) -> str:
+    """Return a time for people: milliseconds below a second."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds * 1000:.0f} ms" if 0 < seconds < 1 else f"{number(round(seconds, 1))} s"
+
+
+# What is told of the phases of a fault, in this order.
+_PHASE_WORDS: Final[Mapping[str, str]] = {
+    "connected_ratio_min": "connected, at least",
+    "reports_per_s": "reports /s",
+    "reports_lost_per_s": "reports lost /s",
+    "reports_kept_max": "reports under way or kept, at most",
+    "delta_outstanding_max": "twins with a delta, at most",
+    "latency_ms_p99_max": "latency, 99 of 100",
+    "audit_sent": "requests of the auditor",
+    "audit_accepted": "of these accepted",
+    "audit_unknown": "of these unanswered",
+    "answer_ms_p50": "answers, median",
+    "answer_ms_p99": "answers, 99 of 100",
+}
+
+
+def _phase_rows(fault: FaultRecord) -> list[tuple[str, list[str]]]:
+    """Return what was measured before, during and after a fault, a row each; what was always 0 is left out."""
+    rows = []
+    for name, word in _PHASE_WORDS.items():
+        values = [phase.values.get(name) for phase in fault.phases]
+        if any(values):
+            rows.append((word, ["" if value is None else _measured(name, value) for value in values]))
+    return rows
+
+
+def _measured(name: str, value: float) -> str:
+    if "_ms_" in name:
+        return _seconds(value / 1000)
+    return f"{value:.1%}" if "_ratio" in name else number(round(value, 1))

@@ -72,6 +72,8 @@ class WindowSample:
     latency_ms_med: float | None = None
     latency_ms_p95: float | None = None
     latency_ms_p99: float | None = None
+    # How many devices should have been there.
+    expected_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,67 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """One real device: `transport` says whether it was a process on the wire or played in this process."""
+    """One real device: `transport` says whether it was a process on the wire or played in this process.
+
+    `round_trip_ms_p95` and `round_trip_ms_max` are of its accepted reports, from their intended time; None without any.
+    """
 
     thing_name: str
     model: str
     transport: Literal["mqtt", "in-process"]
+    report_count: int = 0
+    disconnect_count: int = 0
+    error_count: int = 0
+    round_trip_ms_p95: float | None = None
+    round_trip_ms_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySample:
+    """How long the answers to reports took in a stretch of wall time that ended at `wall_s`.
+
+    `source`: those of real devices, or of simulated ones that are on the wire.
+    """
+
+    wall_s: float
+    count: int
+    ms_med: float
+    ms_p95: float
+    ms_p99: float
+    ms_max: float
+    source: Literal["devices", "wire"] = "devices"
+
+
+@dataclass(frozen=True, slots=True)
+class CohortRecord:
+    """Simulated devices that have something in common, as they were at the end of the run.
+
+    `by` is "group", "model" or the attribute that they share, `value` what it is. `version_avg` and `version_min` are
+    of their shadows' versions: how many reports and changes each twin has taken. `silent_s_max` is the longest virtual
+    time that a twin had not changed for.
+    """
+
+    group: str
+    by: str
+    value: str
+    device_count: int
+    connected_ratio: float
+    version_avg: float
+    version_min: int
+    delta_count: int
+    silent_s_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorstDevice:
+    """A simulated device whose twin had taken fewest reports by the end of the run, or none for longest."""
+
+    thing_name: str
+    group: str
+    is_connected: bool
+    version: int
+    silent_s: float
+    attributes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +230,9 @@ class RunResult:
     steps: tuple[StepRecord, ...] = ()
     holds: tuple[Hold, ...] = ()
     faults: tuple[FaultRecord, ...] = ()
+    cohorts: tuple[CohortRecord, ...] = ()
+    worst_devices: tuple[WorstDevice, ...] = ()
+    latencies: tuple[LatencySample, ...] = ()
     windows: tuple[WindowSample, ...] = ()
     device_points: tuple[DevicePoint, ...] = ()
     notes: tuple[Note, ...] = ()

@@ -101,10 +101,11 @@ def run_on_platform(scenario: Scenario, data_dir: Path, *, options: RunOptions |
     async def main() -> RunResult:
         ray_fleet = await connect(endpoints)
         ray_fleet.tick_patience_s = _TICK_PATIENCE_S
-        fleet = _wired(ray_fleet, scenario, endpoints)
+        fleet: Fleet = ray_fleet
         try:
             with interruptible() as interrupt:
                 async with wire_for(scenario, endpoints) as (through, relay):
+                    fleet = _wired(ray_fleet, scenario, through)
                     described = dataclasses.replace(
                         options,
                         fleet="ray",

@@ -27,7 +27,7 @@ from actors.fleet import (
     Twin,
     update_desired_request,
 )
-from scenarios.errors import DeviceFailed, LoadFailed
+from scenarios.errors import DeviceFailed, LoadFailed, NameTaken
 from scenarios.load_crew import LoadCrew, process_count_for
 from scenarios.load_orders import (
     ConnectAll,
@@ -99,9 +99,21 @@ class WireFleet:
             return
         if not self._crew.count:
             await self._start_crew()
-        # From here on there may be things to delete.
+        try:
+            await self._order(CreateGroup(GroupOrder.of(group), self._site.registrar))
+        except (LoadFailed, NameTaken):
+            # Only what was made just now: a thing that was there before stays.
+            with contextlib.suppress(LoadFailed):
+                await self._order(DeleteGroup(group.name, self._site.registrar))
+            raise
         self._groups[group.name] = group
-        await self._order(CreateGroup(GroupOrder.of(group), self._site.registrar))
+        try:
+            await self._connect(group)
+        except LoadFailed:
+            await self.delete_group(group.name)
+            raise
+
+    async def _connect(self, group: Group) -> None:
         timeout_s = _CONNECT_TIMEOUT_S + group.count / self._spec.connect_rate
         _, news = await self._order(ConnectAll(timeout_s))
         if not news.online:

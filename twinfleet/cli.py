@@ -28,6 +28,7 @@ from twinfleet import (
     commands_platform,
     commands_provisioning,
     commands_query,
+    commands_report,
     commands_run,
     commands_twin,
 )
@@ -76,9 +77,28 @@ app.command(
         "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
     ),
 )(commands_query.query)
-app.command("run", epilog=example("twinfleet run scenarios/library/smoke/first-light.yaml --seed 7"))(
-    commands_run.run
-)
+app.command(
+    "run",
+    epilog=example(
+        "twinfleet run scenarios/library/smoke/first-light.yaml --seed 7",
+        "twinfleet run load.yaml --path wire --load-processes 2",
+    ),
+)(commands_run.run)
+app.command(
+    "report",
+    epilog=example(
+        "twinfleet report                                       of the last run",
+        "twinfleet report .twinfleet/reports/20261128T055321Z-broker-restart-5506",
+        "twinfleet report --schema > summary.schema.json",
+    ),
+)(commands_report.report)
+app.command(
+    "diff",
+    epilog=example(
+        "twinfleet diff reports/20261127T020000Z-nightly-1b5c reports/20261128T020000Z-nightly-77e0",
+        "twinfleet diff runs/main runs/branch -o json           ten seeds on each side",
+    ),
+)(commands_report.diff)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -114,9 +114,13 @@ def _print_result(result: RunResult, reports_dir: Path) -> None:
         if step.outcome != "PASS":
             print_line(f"{step.outcome}: {step.name}: {step.detail}")
     for fault in result.faults:
-        if fault.outcome == "FAIL":
-            print_line(
-                f"FAIL: {fault.name}: what {fault.action} of {fault.target} broke was not served again"
-            )
+        what = f"{fault.name} ({fault.action.replace('_', ' ')} of {fault.target})"
+        if fault.recovery_s is not None:
+            time = "virtual time" if fault.layer == "simulated" else "real time"
+            print_line(f"recovered: {what} within {fault.recovery_s:.3g} s of {time}")
+        elif fault.outcome == "FAIL":
+            print_line(f"FAIL: {what}: not served again")
+        else:
+            print_line(f"not seen to recover: {what}")
     print_line(f"verdict: {result.verdict} ({result.reason})")
     print_line(f"report: {reports_dir / result.run_id / 'report.html'}")

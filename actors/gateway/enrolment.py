@@ -190,14 +190,19 @@ class DeviceOffice:
         async with self.turn:
             if expected_version is not None:
                 await self._at_version(name, expected_version)
-            await self._remove(name, by)
+            if not await self._remove([name], by):
+                raise ThingNotFound(name)
+
+    async def delete_all(self, names: Sequence[str], *, by: str = "operator") -> list[str]:
+        """Delete many devices, as `delete` does one, and return the names of those that were registered."""
+        async with self.turn:
+            return await self._remove(names, by)
 
     async def settle(self) -> None:
         """Complete what an earlier gateway began, and tell the broker; to be called before the first request."""
         async with self.turn:
             await self._platform.reload_access()
-            for name in await self._registry.things.removals():
-                await self._remove(name, "platform")
+            await self._remove(await self._registry.things.removals(), "platform")
             for name in await self._registry.things.changing():
                 await self._tell_twin(await self._registry.things.get(name))
                 await self._registry.things.unmark_changing(name, by="platform")
@@ -206,17 +211,32 @@ class DeviceOffice:
         reply = await self._fleet.ask(_registration(thing))
         _check_reply(reply, thing.name)
 
-    async def _remove(self, name: str, by: str) -> None:
-        certificates = await self._registry.things.begin_removal(name, by=by)
+    async def _remove(self, names: Sequence[str], by: str) -> list[str]:
+        """Remove things, whose certificates are revoked all at once; return the names of those that were there.
+
+        Where it breaks off, what is half deleted can be deleted again.
+        """
+        present: list[str] = []
+        certificates: list[CertificateRecord] = []
+        for name in dict.fromkeys(names):
+            try:
+                certificates += await self._registry.things.begin_removal(name, by=by)
+            except ThingNotFound:
+                continue
+            present.append(name)
         await self._certificates.withdraw(certificates)
-        await self._platform.messaging.clear_retained_of(name)
-        reply = await self._fleet.ask(Request(Operation.UNREGISTER, name, is_direct=True))
-        # 404: it went when this was tried before.
-        if reply.status >= 400 and reply.status != 404:
-            raise WorldError(f"the twin of {name!r} stays: {_message(reply)}; delete it again")
-        thing = await self._registry.things.get(name)
-        await self._registry.things.remove(name, by=by)
-        self.events.thing_deleted(thing, [await self._registry.groups.get(group) for group in thing.groups])
+        for name in present:
+            await self._platform.messaging.clear_retained_of(name)
+        requests = [Request(Operation.UNREGISTER, name, is_direct=True) for name in present]
+        for name, reply in zip(present, await self._fleet.ask_many(requests), strict=True):
+            # 404: it went when this was tried before.
+            if reply.status >= 400 and reply.status != 404:
+                raise WorldError(f"the twin of {name!r} stays: {_message(reply)}; delete it again")
+            thing = await self._registry.things.get(name)
+            await self._registry.things.remove(name, by=by)
+            groups = [await self._registry.groups.get(group) for group in thing.groups]
+            self.events.thing_deleted(thing, groups)
+        return present
 
     async def _active(self, name: str, expected_version: int | None) -> ThingRecord:
         thing = await self._at_version(name, expected_version)

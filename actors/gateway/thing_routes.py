@@ -54,6 +54,10 @@ class _BatchThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Wanted(description, self.csr)
 
 
+class _Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    things: Annotated[list[str], msgspec.Meta(min_length=1, max_length=ADDITION_COUNT_MAX)]
+
+
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     things: Annotated[list[_BatchThing], msgspec.Meta(min_length=1, max_length=ADDITION_COUNT_MAX)]
 
@@ -73,16 +77,7 @@ def thing_routes(
         endpoints = endpoints_view(platform.endpoints)
         return document(_enrolment_view(enrolment, authority.certificate_pem()) | endpoints, status=201)
 
-    @router.post("/batch", summary="Create many devices; each for itself is created or refused")
-    async def create_things(request: Request) -> Response:
-        batch = await read_body(request, _Batch)
-        wanted = [thing.wanted() for thing in batch.things]
-        outcomes = await devices.create_all(wanted, by=caller_of(request).name)
-        results = [
-            _outcome_view(one.description.name, outcome)
-            for one, outcome in zip(wanted, outcomes, strict=True)
-        ]
-        return document({"results": results})
+    _add_batches(router, devices)
 
     @router.get("", summary="List things in name order")
     async def list_things(
@@ -121,6 +116,26 @@ def thing_routes(
         return document({"thing_name": thing})
 
     return router
+
+
+def _add_batches(router: APIRouter, devices: DeviceOffice) -> None:
+    @router.post("/batch", summary="Create many devices; each for itself is created or refused")
+    async def create_things(request: Request) -> Response:
+        batch = await read_body(request, _Batch)
+        wanted = [thing.wanted() for thing in batch.things]
+        outcomes = await devices.create_all(wanted, by=caller_of(request).name)
+        results = [
+            _outcome_view(one.description.name, outcome)
+            for one, outcome in zip(wanted, outcomes, strict=True)
+        ]
+        return document({"results": results})
+
+    @router.post("/batch-delete", summary="Delete many devices; those that are not registered change nothing")
+    async def delete_things(request: Request) -> Response:
+        names = (await read_body(request, _Names)).things
+        for name in names:
+            check_thing_name(name)
+        return document({"deleted": await devices.delete_all(names, by=caller_of(request).name)})
 
 
 def endpoints_view(endpoints: DeviceEndpoints) -> dict[str, Any]:

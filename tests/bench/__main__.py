@@ -22,6 +22,7 @@ NAMES = (
     "sql",
     "certificates",
     "connections",
+    "message_rate",
 )
 # Those that can be told how many twins or devices.
 TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections")

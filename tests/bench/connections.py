@@ -52,7 +52,7 @@ def echoing_broker(data_dir: Path) -> Iterator[MosquittoBroker]:
     broker.start()
     internal = broker.internal
     command = [sys.executable, "-m", "tests.bench.echo_subscriber", internal.host, str(internal.port)]
-    command += [internal.user_name, internal.password]
+    command += [internal.user_name, internal.password, "4"]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:
             if subscriber.stdout is None or subscriber.stdout.readline().strip() != "ready":
@@ -98,6 +98,7 @@ async def stand(broker: MosquittoBroker, directory: Path, ca: Path, count: int) 
             ),
         ]
         print(*lines, sep="\n", file=sys.stderr, flush=True)
+        used_s = sum(answer.processor_s for answer in crew.answers)
         total = await _live(crew, begun_s=time.monotonic())
         ours = sum(answer.memory_bytes for answer in crew.answers) - sum(bare)
         theirs = broker_process.memory_info().rss - broker_bare
@@ -112,6 +113,10 @@ async def stand(broker: MosquittoBroker, directory: Path, ca: Path, count: int) 
                 f"{total.sent:,} reports sent, {total.accepted:,} answered, {total.lost:,} lost, p50 "
                 f"{ingest.quantile_s(0.5) * 1000:.1f} ms, p99 {ingest.quantile_s(0.99) * 1000:.1f} ms "
                 f"(sent late, p99 {late.quantile_s(0.99) * 1000:.1f} ms)"
+            ),
+            (
+                f"processor time of the load processes while they stood: "
+                f"{(sum(answer.processor_s for answer in crew.answers) - used_s) / STAND_S:.2f} s a second"
             ),
             (
                 f"memory a connection: {ours / total.online / 1024:.1f} KiB here, "

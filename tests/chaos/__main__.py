@@ -18,7 +18,7 @@ from actors.settings import DataDirectory
 from tests.chaos.auditing import FULL, SHORT, Size
 from tests.chaos.plans import PLANS, faults_of
 from tests.chaos.result import RESULT, ResultFile, ResultRefused
-from tests.chaos.stage import stage_in
+from tests.chaos.stage import BUGS, stage_in
 from tests.chaos.trial import Trial, TrialResult, line_of
 
 # The histories of the last run, and the platform's logs beside those of trials that failed.
@@ -40,6 +40,8 @@ partition a network of its own, both of which take root, or `unshare --user --ma
 examples:
   ./dev chaos                                          20 seeds of everything, which takes hours; writes RESULT.json
   ./dev chaos --fault 'kill store' --seed 7            repeats one trial
+  ./dev chaos --fault 'node without store' --seed 0 --short --bug 'no fencing'
+                                                       whether the suite sees what is wrong: this must fail
   ./dev chaos --add --seeds 2 --fault partition        a piece of a whole run: added to RESULT.json, if that is of this
                                                        commit
 """
@@ -54,7 +56,9 @@ def main() -> None:
     size = SHORT if options.short else FULL
     if options.short and options.add:
         parser.error("--add is for full size: RESULT.json tells of nothing else; leave --short out")
-    is_whole = options.plan is None and options.seed is None and not options.short
+    if options.bug and options.add:
+        parser.error("--add is for what the platform does as it is: leave --bug out")
+    is_whole = options.plan is None and options.seed is None and not (options.short or options.bug)
     file = None
     if options.add or is_whole:
         try:
@@ -65,7 +69,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shutil.rmtree(HISTORIES, ignore_errors=True)
     trial_count = failed_count = 0
-    for result in run_all(plans, seeds, size):
+    for result in run_all(plans, seeds, size, bug=options.bug):
         print(line_of(result, size), flush=True)
         trial_count += 1
         failed_count += not result.holds
@@ -98,16 +102,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--short", action="store_true", help="the size of ./dev test")
     parser.add_argument(
+        "--bug",
+        default="",
+        choices=BUGS,
+        metavar="BUG",
+        help=f"plant a bug beforehand, which is to be found out: one of {', '.join(map(repr, BUGS))}",
+    )
+    parser.add_argument(
         "--add", action="store_true", help="add the trials to RESULT.json, of the same commit"
     )
     return parser
 
 
-def run_all(plans: Sequence[str], seeds: Sequence[int], size: Size) -> Iterator[TrialResult]:
+def run_all(
+    plans: Sequence[str], seeds: Sequence[int], size: Size, *, bug: str = ""
+) -> Iterator[TrialResult]:
     """Give the result of each trial, one after the other on one platform."""
     with (
         tempfile.TemporaryDirectory(prefix="twinfleet-chaos-") as directory,
         stage_in(Path(directory)) as stage,
+        stage.planted(bug),
     ):
         for seed, plan in itertools.product(seeds, plans):
             if not faults_of(plan, stage, is_full=size.is_full):

@@ -20,7 +20,7 @@ from scenarios.history import Fault as FaultEvent
 from scenarios.history import encode_event
 from tests.chaos.stage import Stage, TrialFailed
 
-_LOAD_TIMEOUT_S: Final = 60.0
+_LOAD_TIMEOUT_S: Final = 120.0
 # Until all is quiet and read after the load.
 _SETTLE_S: Final = 90
 # Longer than any trial: the load ends when it is told to.

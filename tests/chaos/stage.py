@@ -19,12 +19,15 @@ import psutil
 from actors.placement import Change, Placement, PlacementStore
 from actors.platform_processes import SMALL_DISK_BYTES_MAX, is_small_disk, processes_of
 from actors.processes import free_port
-from actors.settings import UrlEndpoint
+from actors.settings import DataDirectory, UrlEndpoint
+from actors.supervisor import MISTAKE
 from tests.chaos.network import HEAD_ADDRESS, NODE_ADDRESS, Network, own_network
 from tests.integration.running_node import RunningNode
 from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform, until
 
 SEAMS: Final = Path(__file__).with_name("seams")
+# What can be planted; `seams/sitecustomize.py` says how.
+BUGS: Final = ("ack before journal", "no fencing", "lost tail")
 # The parts of a platform as trials call them, and the components that they are.
 PARTS: Final[Mapping[str, str]] = {
     "shard actor": "shard",
@@ -88,6 +91,11 @@ class Stage:
     def _ask_readyz(self) -> httpx.Response:
         return httpx.get(f"{self.platform.endpoints.api.url}/readyz", timeout=5.0, trust_env=False)
 
+    def mistake_count(self) -> int:
+        """Return how often the platform has survived a mistake of its own: there should be none."""
+        log = DataDirectory(self.data_dir).logs / "supervisor.log"
+        return log.read_text(errors="replace").count(MISTAKE)
+
     @property
     def has_small_disk(self) -> bool:
         """Tell whether the platform's files lie on a file system that may be filled."""
@@ -123,6 +131,16 @@ class Stage:
         found = self.processes(part)
         assert found, f"no {part} runs"
         return draws.choice(found)
+
+    @contextlib.contextmanager
+    def planted(self, bug: str) -> Iterator[None]:
+        """Let every process of the platform, and of further nodes, have a bug while the context is open; '' is none."""
+        seam = self.seams / "bug"
+        seam.write_text(bug)
+        try:
+            yield
+        finally:
+            seam.unlink()
 
     def placement(self) -> Placement:
         """Return where the shards are served; StoreError while the store does not answer."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,21 +26,10 @@ SHARD_COUNT = 16
 TRIALS_MAX = 10
 
 
-@contextmanager
-def planted(stage: Stage, bug: str) -> Iterator[None]:
-    """Let every process of the platform have the bug while the context is open."""
-    seam = stage.seams / "bug"
-    seam.write_text(bug)
-    try:
-        yield
-    finally:
-        seam.unlink()
-
-
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("bug", ["ack before journal", "lost tail"])
 def test_what_is_lost_when_a_shard_dies_is_missed(stage: Stage, tmp_path: Path, bug: str) -> None:
-    with planted(stage, bug):
+    with stage.planted(bug):
         for seed in range(TRIALS_MAX):
             directory = tmp_path / str(seed)
             directory.mkdir()
@@ -58,7 +45,7 @@ def test_what_is_lost_when_a_shard_dies_is_missed(stage: Stage, tmp_path: Path, 
 @pytest.mark.timeout(400)
 def test_a_shard_that_serves_beside_its_successor_is_found_out(stage: Stage, tmp_path: Path) -> None:
     rivals = tmp_path / "rival.jsonl"
-    with planted(stage, "no fencing"):
+    with stage.planted("no fencing"):
         auditor = Auditor(stage, tmp_path, seed=0, size=SHORT)
         try:
             auditor.wait_for_load(random.Random(0))

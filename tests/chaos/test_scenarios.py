@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 from actors.fleet import LocalFleet
 from scenarios.devices import LocalDevices
 from scenarios.engine import RunOptions, conduct
+from scenarios.platform_blows import Blow, PlatformBlows
 from scenarios.reading import parse_scenario
+from scenarios.spec import PlatformFault
 from tests.chaos.stage import Stage
 from tests.integration.running_platform import environment_of
 
@@ -87,3 +90,22 @@ async def test_a_platform_that_a_scenario_breaks_serves_again_and_has_lost_nothi
     assert "got SIGKILL" in faults["shard-killed"]["detail"]
     # The simulated fleet is what it is without any of this.
     assert summary["digest"] == await digest_of(QUIET.replace("accelerated, speed: 20", "asap"))
+
+
+async def test_a_full_disk_takes_nothing_more_until_that_is_over(stage: Stage) -> None:
+    if not stage.has_small_disk:
+        pytest.skip("this machine lets nobody mount a small file system")
+    blows = PlatformBlows(stage.platform.process.pid, stage.data_dir, seed=0)
+    probe, blow = stage.data_dir / "probe", Blow()
+    lasting = asyncio.create_task(
+        blows.carry_out(PlatformFault("full", "disk_full", 0, "disk", duration_s=0.5), blow)
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        while not blow.text:
+            await asyncio.sleep(0.01)
+    with pytest.raises(OSError, match="No space left"):
+        probe.write_bytes(b"x" * 100_000)
+    await lasting
+    probe.write_bytes(b"x" * 100_000)
+    probe.unlink()
+    stage.wait_until_ready()

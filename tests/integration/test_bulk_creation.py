@@ -311,3 +311,20 @@ async def test_one_refusal_in_a_batch_stops_no_other(gateway: Gateway, http: htt
 async def test_a_batch_that_is_none_is_refused_whole(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
     refused = await http.post("/v1/things/batch", content=json.dumps(body))
     assert_problem(refused, 400, "InvalidRequestException")
+
+
+async def test_many_things_are_deleted_with_one_revocation_for_all(
+    gateway: Gateway, http: httpx.AsyncClient
+) -> None:
+    names = [f"gone-{number}" for number in range(20)]
+    things = [{"name": name, "csr": generate_key_and_csr(name).csr_pem} for name in (*names, "stays")]
+    assert (await http.post("/v1/things/batch", json={"things": things})).status_code == 200
+    reload_count = gateway.platform.reload_count
+    answer = await http.post("/v1/things/batch-delete", json={"things": [*names, "never-there", "gone-0"]})
+    assert answer.json() == {"deleted": names}
+    assert gateway.platform.reload_count == reload_count + 1
+    assert await gateway.registry.things.count() == 1
+    assert (await gateway.fleet.twins_table(["name"])).to_pylist() == [{"name": "stays"}]
+    refused: list[dict[str, Any]] = [{}, {"things": []}, {"things": ["x"] * 501}, {"things": ["a b"]}]
+    for body in refused:
+        assert (await http.post("/v1/things/batch-delete", json=body)).status_code == 400

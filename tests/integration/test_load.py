@@ -11,6 +11,7 @@ import pytest
 from actors.fleet import LocalFleet
 from scenarios.devices import NoDevices
 from scenarios.engine import RunOptions, conduct
+from scenarios.errors import NameTaken
 from scenarios.load_orders import Registrar
 from scenarios.progress import Frame, SilentProgress
 from scenarios.reading import parse_scenario
@@ -62,7 +63,11 @@ def wire_site(site: Site) -> WireSite:
     return WireSite(endpoints.mqtts.host, endpoints.mqtts.port, endpoints.ca, registrar)
 
 
-SMALL = SCENARIO.replace(f"count: {COUNT}", "count: 40").replace("processes: 2", "processes: 1")
+SMALL = (
+    SCENARIO.replace(f"count: {COUNT}", "count: 40")
+    .replace("processes: 2", "processes: 1")
+    .replace("speed: 10", "speed: 20")
+)
 
 
 async def run(
@@ -110,6 +115,14 @@ async def test_the_wire_and_the_engine_agree_on_a_scenario(site: Site) -> None:
     assert over_the_wire.metrics["delta_outstanding"]["value"] <= COUNT * 0.1
     assert over_the_wire.metrics["ingest_latency"]["count"] == over_the_wire.metrics["reports"]["count"]
     assert site.names == set()
+
+
+async def test_a_thing_that_was_there_before_ends_the_run_and_stays(site: Site) -> None:
+    site.names.add("room-7-x")
+    with pytest.raises(NameTaken, match="room-7-x"):
+        await run(SMALL, site)
+    assert site.names == {"room-7-x"}
+    site.names.clear()
 
 
 async def test_a_load_process_that_is_killed_is_named_and_its_run_is_not_judged(site: Site) -> None:

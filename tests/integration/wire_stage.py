@@ -52,6 +52,9 @@ class _Api(http.server.BaseHTTPRequestHandler):
             self._answer(401, {"detail": "who are you?"})
         elif self.path == "/v1/things/batch":
             self._answer(200, {"results": [self._register(thing) for thing in body["things"]]})
+        elif self.path == "/v1/things/batch-delete":
+            self.names.difference_update(body["things"])
+            self._answer(200, {"deleted": body["things"]})
         elif body["name"] in self.names:
             self._answer(409, {"detail": "there is one already"})
         else:

@@ -61,6 +61,7 @@ def run_and_read(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[i
 # They only read files.
 WITHOUT_PLATFORM = (
     ["audit", "check"],
+    ["diff"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
 )
 
@@ -90,6 +91,8 @@ def test_the_issues_commands_are_there() -> None:
         ("down",),
         ("status",),
         ("run",),
+        ("report",),
+        ("diff",),
         ("sql",),
         ("query",),
         *(("twin", name) for name in ("describe", "get", "set", "watch", "give-back", "pin", "unpin")),

@@ -66,6 +66,7 @@ INSTANCES: tuple[Exception, ...] = (
     scenarios_errors.ScenarioInvalid([scenarios_errors.Problem("a.yaml", 2, 1, "seed", "is none")]),
     scenarios_errors.NameTaken("group", "hall", "by whom"),
     scenarios_errors.FaultImpossible("no platform"),
+    scenarios_errors.SummaryUnreadable(Path("summary.json"), "is none"),
     scenarios_errors.DeviceFailed("lamp", "dark"),
     scenarios_errors.Aborted("reports: count > 3 held for 5 s, at 9 s"),
     scenarios_errors.Interrupted(12),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from scenarios.audit_progress import AuditProgress, Operation, between, percentile_s, steady_at_s
-from scenarios.fault_windows import fault_record
+from scenarios.fault_windows import fault_records
 from scenarios.history import Answered, Outcome, Sent, encode_event
-from scenarios.result import WindowSample
+from scenarios.result import FaultRecord, WindowSample
 from scenarios.spec import FaultSpec
 from twins.faults import Fault, Select
 
@@ -96,9 +96,14 @@ def course(troubled: Mapping[str, float], *, away_until_s: int, end_s: int = 300
     ]
 
 
+def recorded(windows: list[WindowSample], *, end_s: float) -> FaultRecord:
+    [record] = fault_records([OUTAGE], windows, end_s=end_s, device_count=1000)
+    return record
+
+
 @pytest.mark.parametrize("troubled", [{"connected": 0.4}, {"kept": 900}, {"lost": 20.0}])
 def test_a_simulated_fleet_has_recovered_when_all_is_as_it_was(troubled: dict[str, float]) -> None:
-    record = fault_record(OUTAGE, course(troubled, away_until_s=175), end_s=300, device_count=1000)
+    record = recorded(course(troubled, away_until_s=175), end_s=300)
     assert (record.virtual_begin_s, record.virtual_end_s, record.recovery_s) == (100, 150, 30)
     assert (record.wall_begin_s, record.wall_end_s) == (10, 15)
     assert record.target == "80 % of rooms"
@@ -110,12 +115,21 @@ def test_a_simulated_fleet_has_recovered_when_all_is_as_it_was(troubled: dict[st
 
 
 def test_a_fault_that_nobody_felt_takes_no_time_to_recover_from() -> None:
-    assert fault_record(OUTAGE, course({}, away_until_s=0), end_s=300, device_count=1000).recovery_s == 0
+    assert recorded(course({}, away_until_s=0), end_s=300).recovery_s == 0
 
 
 def test_nothing_is_known_of_a_fleet_that_does_not_come_back_or_whose_fault_lasts_to_the_end() -> None:
     away = course({"connected": 0.4}, away_until_s=300)
-    assert fault_record(OUTAGE, away, end_s=300, device_count=1000).outcome == "NO_DATA"
+    assert recorded(away, end_s=300).outcome == "NO_DATA"
     short = course({"connected": 0.4}, away_until_s=140, end_s=140)
-    record = fault_record(OUTAGE, short, end_s=140, device_count=1000)
+    record = recorded(short, end_s=140)
     assert (record.recovery_s, record.virtual_end_s) == (None, 140)
+
+
+def test_what_one_fault_has_disturbed_is_no_measure_for_the_next() -> None:
+    later = FaultSpec(Fault("later", "loss", 180, 10), ("rooms",))
+    windows = [*course({"kept": 900}, away_until_s=175, end_s=200), window(205, kept=900), window(210)]
+    first, second = fault_records([later, OUTAGE], windows, end_s=210, device_count=1000)
+    assert (first.name, second.name) == ("outage", "later")
+    before = second.phases[0].values
+    assert (before["reports_kept_max"], second.recovery_s) == (0, 0)

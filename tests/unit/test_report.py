@@ -8,21 +8,37 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import msgspec
 import pytest
 
+from scenarios.errors import SummaryUnreadable
 from scenarios.plots import Band, Line, Plot, format_time, format_value, svg_of, thin
-from scenarios.report import junit_xml, plots_of, report_html, summary_json, write_reports
+from scenarios.report import (
+    junit_xml,
+    read_summary,
+    report_html,
+    summary_json,
+    summary_schema,
+    write_reports,
+    write_views,
+)
+from scenarios.report_plots import plots_of
 from scenarios.result import (
+    CohortRecord,
     DevicePoint,
     DeviceRecord,
+    FaultPhase,
+    FaultRecord,
     Hold,
     Judgement,
+    LatencySample,
     Note,
     RunResult,
     StepRecord,
     Verdict,
     WindowSample,
+    WorstDevice,
 )
 
 HOSTILE = "<script>alert('x')</script> & \x00\x1b[31m"
@@ -162,10 +178,15 @@ def test_the_page_of_a_run_that_hardly_began_is_whole() -> None:
 
 def test_the_summary_has_a_version_and_everything_that_repeats_the_run() -> None:
     summary = msgspec.json.decode(summary_json(PASSED))
-    assert (summary["schema"], summary["verdict"], summary["exit_code"]) == (1, "PASS", 0)
+    assert (summary["schema"], summary["verdict"], summary["exit_code"]) == (2, "PASS", 0)
     assert (summary["digest"], summary["seed"], summary["version"]) == ("ab" * 32, 7, "1.2.3")
     assert summary["holds"][0]["duration_s"] == 0.25
-    assert summary["devices"] == [{"thing_name": "real-device", "model": "thermostat", "transport": "mqtt"}]
+    [device] = summary["devices"]
+    assert (device["thing_name"], device["model"], device["transport"]) == (
+        "real-device",
+        "thermostat",
+        "mqtt",
+    )
 
 
 def test_junit_has_a_case_for_everything_that_was_judged() -> None:
@@ -253,3 +274,107 @@ def test_values_on_axes_are_short() -> None:
     assert format_value(0.9975, "percent") == "99.75%"
     assert format_value(1500, "ms") == "1.5 s"
     assert format_value(5, "ms") == "5 ms"
+
+
+FAULTED = dataclasses.replace(
+    PASSED,
+    faults=(
+        FaultRecord(
+            name="outage",
+            layer="simulated",
+            action="disconnect",
+            target=f"80 % of rooms {HOSTILE}",
+            virtual_begin_s=100,
+            virtual_end_s=160,
+            wall_begin_s=3.3,
+            wall_end_s=5.3,
+            recovery_s=8.0,
+            phases=(
+                FaultPhase("before", {"connected_ratio_min": 0.98}),
+                FaultPhase("during", {}),
+                FaultPhase("after", {}),
+            ),
+        ),
+        FaultRecord(
+            "killed",
+            "platform",
+            "kill",
+            "broker",
+            300,
+            300,
+            10,
+            10,
+            None,
+            None,
+            detail="process 7 got SIGKILL",
+        ),
+        FaultRecord("lasting", "simulated", "loss", "rooms", 500, 600, 16, 20),
+    ),
+    cohorts=(CohortRecord("rooms", "site", "ber", 1000, 0.97, 30.5, 13, 4, 177),),
+    worst_devices=(WorstDevice("rooms-000867", "rooms", False, 13, 177, {"site": "ber"}),),
+    latencies=tuple(LatencySample(at / 2, 9, 5.0, 20.0, 30.0, 40.0) for at in range(1, 41)),
+)
+
+
+def test_faults_are_numbered_shaded_and_told_with_what_they_did() -> None:
+    page, text = page_of(FAULTED)
+    assert page.open == []
+    assert page.addresses == []
+    assert text.index("What was not met") < text.index("recovered from killed") < text.index("How it went")
+    assert text.index("How it went") < text.index("<h2>Faults</h2>")
+    load = next(plot for plot in plots_of(FAULTED) if plot.title.startswith("Load"))
+    assert [(band.kind, band.start, band.end, band.mark) for band in load.bands] == [
+        ("recovering", 160, 168, ""),
+        ("fault", 100, 160, "1"),
+        ("fault", 300, 300, "2"),
+        ("fault", 500, 600, "3"),
+    ]
+    for wanted in (
+        "8 s",
+        "connected, at least",
+        "98.0%",
+        "not seen",
+        "process 7 got SIGKILL",
+        "1 of 3",
+        "rooms-000867",
+    ):
+        assert wanted in text
+
+
+def test_a_recovery_is_a_case_in_junit() -> None:
+    suite = ET.fromstring(junit_xml(FAULTED)).find("testsuite")
+    assert suite is not None
+    cases = [case for case in suite.findall("testcase") if case.get("classname", "").endswith(".recovery")]
+    assert [[kind.tag for kind in case] for case in cases] == [[], ["failure"], ["skipped"]]
+    assert cases[0].get("time") == "8.000"
+
+
+@pytest.mark.parametrize("result", [PASSED, FAILED, FAULTED], ids=["passed", "failed", "faulted"])
+def test_a_summary_fits_its_schema_and_gives_the_result_again(result: RunResult, tmp_path: Path) -> None:
+    schema = summary_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    summary = msgspec.json.decode(summary_json(result))
+    jsonschema.validate(summary, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(summary | {"schema": 1}, schema)
+    file = tmp_path / "summary.json"
+    file.write_bytes(summary_json(result))
+    assert read_summary(file) == read_summary(tmp_path) == result
+    write_views(read_summary(file), tmp_path)
+    assert (tmp_path / "report.html").read_text() == report_html(result)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("{", "no summary"),
+        ('{"schema": 1}', "version 1"),
+        ('{"schema": 2}', "no summary"),
+    ],
+)
+def test_what_is_no_summary_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(SummaryUnreadable, match=words):
+        read_summary(tmp_path)

@@ -11,8 +11,9 @@ from jsonschema import Draft202012Validator
 from scenarios.errors import Problem, ScenarioInvalid
 from scenarios.metrics import CATALOGUE, Comparison, Condition
 from scenarios.reading import load_scenario, parse_scenario, reseeded
+from scenarios.run import on_path
 from scenarios.scenario_form import scenario_schema
-from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor
+from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor, WireSpec
 from scenarios.workloads import groups_of, orders_for, window_end
 from twins.messages import TickOrder
 from twins.shard import Shard
@@ -421,6 +422,50 @@ def test_what_a_group_is_told_fits_its_model(model: str, state: str, words: str)
         f"steps: [{{at: 1s, set_desired: {{group: some, state: {{{state}}}}}}}]\n"
     )
     assert words in only_problem(HEAD + "duration: 1m\n" + text).text
+
+
+def test_the_wire_is_a_path_of_a_scenario_or_of_a_group() -> None:
+    clock = "duration: 1m\nclock: {mode: realtime}\n"
+    wire = "wire: {processes: 2, connect_rate: 250/s, qos: 0, keep_alive: 30s, reconnect: {backoff: none}}\n"
+    scenario = parse_scenario(HEAD + clock + "path: wire\n" + wire + GROUP)
+    assert [group.path for group in scenario.groups] == ["wire"]
+    assert scenario.wire == WireSpec(2, 250.0, 0, 30, "none")
+    scenario = parse_scenario(
+        HEAD
+        + clock
+        + "groups: [{name: a, count: 1}, {name: b, count: 1, path: wire}]\nwire: {connect_rate: 7}\n"
+    )
+    assert [group.path for group in scenario.groups] == ["engine", "wire"]
+    assert scenario.wire == WireSpec(connect_rate=7.0)
+
+
+def test_the_wire_needs_a_clock_that_follows_the_real_one() -> None:
+    assert "give the scenario clock" in only_problem(HEAD + "duration: 1m\npath: wire\n" + GROUP).text
+    asap = parse_scenario(HEAD + "duration: 1m\n" + GROUP)
+    with pytest.raises(ScenarioInvalid, match="give the scenario clock"):
+        on_path(asap, "wire")
+    paced = parse_scenario(HEAD + "duration: 1m\nclock: {mode: realtime}\n" + GROUP)
+    changed = on_path(paced, "wire", 3)
+    assert [group.path for group in changed.groups] == ["wire"]
+    assert changed.wire.processes == 3
+    assert on_path(changed, None) == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "advice"),
+    [
+        ("path: wired\n", "path", "wire"),
+        ("wire: {connect_rate: fast/s}\n", "wire.connect_rate", "like 500/s"),
+        ("wire: {keep_alive: 1h}\n", "wire.keep_alive", "1200 s at most"),
+        ("wire: {qos: 2}\n", "wire.qos", "1"),
+        ("wire: {reconnect: {first: 10s, max: 1s}}\n", "wire.reconnect", "not be shorter"),
+        ("wire: {threads: 2}\n", "wire.threads", ""),
+    ],
+)
+def test_mistakes_about_the_wire_are_told_with_their_place(text: str, path: str, advice: str) -> None:
+    problem = only_problem(HEAD + "duration: 1m\nclock: {mode: realtime}\n" + text)
+    assert problem.path == path
+    assert advice in problem.text
 
 
 # The schema

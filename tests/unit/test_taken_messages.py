@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,30 @@ def test_one_process_at_a_time_has_the_file(tmp_path: Path) -> None:
     second = TakenMessages.open(file, broker_start=lambda: 1)
     assert second.find(65_535, 2**32 - 1) == (place, False, False)
     second.close()
+
+
+def test_the_file_has_all_its_room_from_the_start_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bridge.taken"
+    # As an earlier version made it: of the right size, and without a block.
+    file.touch()
+    os.truncate(file, FILE_BYTES)
+    taken = TakenMessages.open(file, broker_start=lambda: 1)
+    assert file.stat().st_blocks * 512 >= FILE_BYTES
+    taken.add(1, 7)
+    taken.sync()
+    taken.close()
+    # Whoever syncs in a thread may come late.
+    taken.sync()
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(BrokerError, match="No space left") as caught:
+        TakenMessages.open(file, broker_start=lambda: 1)
+    assert caught.value.retryable
 
 
 def test_a_file_that_holds_something_else_is_begun_anew(tmp_path: Path) -> None:

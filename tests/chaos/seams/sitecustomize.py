@@ -4,7 +4,7 @@ The platform is started with this directory in PYTHONPATH, which all its process
 TWINFLEET_SEAMS names. What stands in that directory decides, at any time, what is changed:
 
 - `clock`: seconds by which the platform's clock is ahead (negative: behind).
-- `bug`: the name of a bug that is planted, one of BUGS. The auditor must find each.
+- `bug`: the name of a bug that is planted, one of `stage.BUGS`. It must be found out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-BUGS = ("ack before journal", "no fencing", "lost tail")
 _DIRECTORY = os.environ.get("TWINFLEET_SEAMS", "")
 
 

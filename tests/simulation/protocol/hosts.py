@@ -166,7 +166,8 @@ class Host(ShardHost):
         """Tell whether a shard is open here and may be served."""
         keeper = self._keeper
         return (
-            keeper is not None
+            not self.process.is_dead
+            and keeper is not None
             and shard in keeper.held()
             and shard not in keeper.lost
             and keeper.wait_s() <= 0
@@ -309,8 +310,15 @@ class Cluster:
             )
 
     async def move_shards(self) -> None:
-        """Bring shards to where they are wanted, and open again those that a host has lost, for ever."""
+        """Bring shards to where they are wanted, and open again those that a host has lost, for ever.
+
+        A round that would only hear that all is well is left out: half of all that happens would be such rounds.
+        """
         while True:
+            if self._is_all_well():
+                self.round_count += 1
+                await asyncio.sleep(1.0)
+                continue
             before = self.placements.placement.homes
             self.chance.count(
                 "shard lost under its lease", sum(host.has_lost for host in self.hosts.values())
@@ -321,14 +329,28 @@ class Cluster:
             self.round_count += 1
             await asyncio.sleep(1.0)
 
-    def reader(self, shard: int) -> Host:
-        """Return a host that has opened the shards of one that serves a shard just now."""
-        host = Host(self, self.placements.placement.homes[shard], 0, is_predecessor_gone=True)
+    def _is_all_well(self) -> bool:
+        """Tell whether every host that the mover would ask is open, and has its shards, wanted nowhere else."""
+        placement = self.placements.placement
+        if placement.pending():
+            return False
+        hosts = self._routes["mover"]
+        return all(
+            not hosts[name].process.is_dead
+            and set(hosts[name].status().shards) >= set(placement.shards_of(name))
+            for name in placement.nodes
+        )
+
+    def reader(self, name: str) -> Host:
+        """Return a host that has opened the shards of another one, which is served no more by that."""
+        host = Host(self, name, 0, is_predecessor_gone=True)
         host.open_all()
         return host
 
     def _replace_later(self, host: Host) -> None:
-        self.loop.deliver(self.loop.root, self.chance.between(*_RESTART_S), self._replace, host)
+        delay_s = self.chance.between(*_RESTART_S)
+        self.loop.expect_effect(self.loop.time() + delay_s)
+        self.loop.deliver(self.loop.root, delay_s, self._replace, host)
 
     def _replace(self, host: Host) -> None:
         if self.hosts[host.name] is host:
@@ -336,6 +358,7 @@ class Cluster:
             self.hosts[host.name] = follower
             for routes in self._routes.values():
                 delay_s = self.chance.between(0.0, 8.0) if self.chance.happens("slow route") else 0.0
+                self.loop.expect_effect(self.loop.time() + delay_s)
                 self.loop.deliver(self.loop.root, delay_s, self._route, routes, follower)
 
     def _route(self, routes: dict[str, Host], host: Host) -> None:
@@ -360,6 +383,7 @@ class Cluster:
         return answer
 
     def _send(self, host: Host, delay_s: float, call: Call) -> None:
+        self.loop.expect_effect(self.loop.time() + delay_s)
         self.loop.deliver(self.loop.root, delay_s, self._arrive, host, call)
 
     def _arrive(self, host: Host, call: Call) -> None:

@@ -89,6 +89,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.errors: list[dict[str, Any]] = []
         # When each step was made, and by whom: equal for equal seeds.
         self.trace: list[tuple[float, str]] = []
+        self.last_effect_s = 0.0
         self._random = random
         self._is_shuffled = is_shuffled
         self._now_s = 0.0
@@ -186,8 +187,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Run until a time; StuckError if that takes too many steps."""
         asyncio._set_running_loop(self)
         try:
-            while self._step(until_s):
-                pass
+            self._run_all(until_s)
         finally:
             asyncio._set_running_loop(None)
         self._now_s = max(self._now_s, until_s)
@@ -201,11 +201,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             return
         process = self.current
         until_s = self._now_s + duration_s
+        self.expect_effect(until_s)
         process.is_asleep = True
         self._depth += 1
         try:
-            while self._step(until_s):
-                pass
+            self._run_all(until_s)
         finally:
             self._depth -= 1
             self.current = process
@@ -213,6 +213,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self._ready += process.put_off
             process.put_off.clear()
         self._now_s = max(self._now_s, until_s)
+
+    def expect_effect(self, at_s: float) -> None:
+        """Note that what is under way now may take its effect as late as this, whatever is mended meanwhile."""
+        self.last_effect_s = max(self.last_effect_s, at_s)
 
     def failed_tasks(self) -> Iterator[asyncio.Task[Any]]:
         """Give the tasks that have ended with an error that nobody has asked for."""
@@ -233,31 +237,30 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (handle._when, self._timer_count, handle))
         return handle
 
-    def _step(self, until_s: float) -> bool:
-        """Run one callback that is due until then; False if there is none."""
-        timers, ready = self._timers, self._ready
-        if not ready:
-            if not timers or timers[0][0] > until_s:
-                return False
-            when, _, handle = heapq.heappop(timers)
-            ready.append(handle)
-            self._now_s = max(self._now_s, when)
-        while timers and timers[0][0] <= self._now_s:
-            ready.append(heapq.heappop(timers)[2])
-        position = self._random.randrange(len(ready)) if self._is_shuffled and len(ready) > 1 else 0
-        handle = ready.pop(position)
-        process = handle.process
-        if handle.is_cancelled or process.is_dead:
-            return True
-        if process.is_asleep:
-            process.put_off.append(handle)
-            return True
-        self.trace.append((self._now_s, process.name))
-        if len(self.trace) > _STEPS_MAX:
-            raise StuckError(f"after {self._now_s:.1f} s the history still goes on")
-        self.current = process
-        if handle.context is None:
-            handle.callback(*handle.arguments)
-        else:
-            handle.context.run(handle.callback, *handle.arguments)
-        return True
+    def _run_all(self, until_s: float) -> None:
+        """Run the callbacks that are due until then, one after the other."""
+        timers, ready, trace, draw = self._timers, self._ready, self.trace, self._random.random
+        is_shuffled = self._is_shuffled
+        while ready or (timers and timers[0][0] <= until_s):
+            if not ready:
+                when, _, handle = heapq.heappop(timers)
+                ready.append(handle)
+                self._now_s = max(self._now_s, when)
+            while timers and timers[0][0] <= self._now_s:
+                ready.append(heapq.heappop(timers)[2])
+            count = len(ready)
+            handle = ready.pop(int(draw() * count) if is_shuffled and count > 1 else 0)
+            process = handle.process
+            if handle.is_cancelled or process.is_dead:
+                continue
+            if process.is_asleep:
+                process.put_off.append(handle)
+                continue
+            trace.append((self._now_s, process.name))
+            if len(trace) > _STEPS_MAX:
+                raise StuckError(f"after {self._now_s:.1f} s the history still goes on")
+            self.current = process
+            if handle.context is None:
+                handle.callback(*handle.arguments)
+            else:
+                handle.context.run(handle.callback, *handle.arguments)

@@ -7,6 +7,7 @@ always`), also where Redis dies. What a full store refuses has no effect, and wh
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -49,7 +50,7 @@ class Store:
     """What one Redis holds, and in which state it is."""
 
     def __init__(self, loop: VirtualLoop, chance: Chance) -> None:
-        self.streams: dict[str, Stream] = {}
+        self.streams: defaultdict[str, Stream] = defaultdict(Stream)
         self.values: dict[str, bytes] = {}
         self.is_down = False
         self.is_full = False
@@ -62,7 +63,7 @@ class Store:
 
     def stream(self, key: str) -> Stream:
         """Return a stream; it is made where there is none."""
-        return self.streams.setdefault(key, Stream())
+        return self.streams[key]
 
 
 class Client:
@@ -142,7 +143,9 @@ class Client:
             raise redis.ConnectionError("Connection reset by peer")
         if chance.happens("late command"):
             # It stands in the socket; who sent it waits for the answer until its patience ends.
-            store.loop.deliver(store.loop.root, chance.between(0.1, 4.0), _try, take_effect)
+            delay_s = chance.between(0.1, 4.0)
+            store.loop.expect_effect(store.loop.time() + delay_s)
+            store.loop.deliver(store.loop.root, delay_s, _try, take_effect)
             store.loop.let_others_run(chance.between(0.0, 2.0))
             self._require_alive()
             raise redis.TimeoutError("Timeout reading from socket")
