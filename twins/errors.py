@@ -138,10 +138,6 @@ class ExecutionError(RequestError):
         super().__init__(message)
         self.code = EXECUTION_ERRORS[kind]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to make an equal error, which takes more than its text."""
-        return type(self), (self.kind, *self.args, self.state)
-
 
 def request_error(code: int, message: str) -> RequestError:
     """Return the request error that a refusal with this wire code stands for."""
