@@ -263,6 +263,8 @@ class Observer:
                 measurements.merge(metric, getattr(news, name))
         if news.ingest:
             self._ingest.append((self.wall_s, dict(news.ingest)))
+            if len(self._ingest) > 2 * _LATENCY_SAMPLES_MAX:
+                self._ingest = _pairs_together(self._ingest)
         for reason, count in news.errors.items():
             if reason not in self._wire_errors:
                 self.note(f"wire: {count} connections ended or failed: {reason}")
@@ -354,6 +356,18 @@ class Observer:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
                 self.device_points.append(point)
+
+
+def _pairs_together(news: Sequence[tuple[float, Mapping[int, int]]]) -> list[tuple[float, Mapping[int, int]]]:
+    """Return histograms, each with its time, half as many: two that follow each other are one, of the later's time."""
+    pairs = [news[start : start + 2] for start in range(0, len(news), 2)]
+    merged: list[tuple[float, Mapping[int, int]]] = []
+    for pair in pairs:
+        histogram = Histogram()
+        for _, counts in pair:
+            histogram.merge(counts)
+        merged.append((pair[-1][0], histogram.counts))
+    return merged
 
 
 def _together(windows: Sequence[WindowSample]) -> WindowSample:

@@ -149,6 +149,7 @@ def test_asking_for_help_is_no_mistake(capsys: pytest.CaptureFixture[str], comma
         "up --snapshots ''",
         "up --shards 2 --shard-actors 3",
         "status --data-dir",
+        "run file.yaml --fleet local --path wire",
         "audit run --things 0",
         "audit run --duration soon",
         "audit check",
