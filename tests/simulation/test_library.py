@@ -25,10 +25,11 @@ SMALL: Final[Mapping[str, Sequence[str]]] = {
         "assertions=[{name: obeyed, sql: select avg((reported_set_point = 19.5)::int) from twins, expect: '> 0.9'}]",
     ),
     "ten-lines": ("groups[0].count=500", "duration=1m"),
-    "every-model": tuple(f"groups[{position}].count=60" for position in range(7)),
+    "every-model": ("duration=20m", *(f"groups[{position}].count=60" for position in range(7))),
     "ramp-up": ("groups[0].count=1_000", "groups[0].report_every=20s"),
     "steady-rate": ("groups[0].count=200", "clock={mode: accelerated, speed: 200}"),
     "mixed-fleet": (
+        "duration=20m",
         "groups[doors].count=300",
         "groups[meters].count=100",
         "groups[rooms].count=200",
