@@ -175,6 +175,10 @@ class FaultWriter:
             share = self._place(fault) if ACTIONS[fault.action].is_planned else self._share(fault, "when")
             now = self._within(fault, outage, share, ago=0)
             before = self._within(fault, outage, share, ago=self.period_ticks)
+            if not outage.ramp_in:
+                # All were cut off together since the last turn: who is back before the next one was down, too.
+                cut = self._truth(lambda moment: 0 <= moment.tick - fault.first_tick < self.period_ticks)
+                before = b.emit(Op.MOR, before, cut)
         is_down = b.emit(Op.MAND, hit, now)
         return is_down, b.emit(Op.MANDN, b.emit(Op.MAND, hit, before), now)
 
