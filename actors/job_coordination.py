@@ -124,8 +124,10 @@ class JobCoordinator:
         """Do what is due now; WorldError if a part that it takes does not answer: what is left is due then."""
         async with self._turn:
             await self._expire()
-            counts = await self._fleet.job_counts()
-            for job in await self._jobs.open_jobs():
+            open_jobs = await self._jobs.open_jobs()
+            # Asked after the jobs were read: whom an earlier step gave one is counted.
+            counts = await self._fleet.job_counts() if open_jobs else {}
+            for job in open_jobs:
                 await self._advance(job, counts)
 
     async def _expire(self) -> None:

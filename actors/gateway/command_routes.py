@@ -30,7 +30,7 @@ THING_COUNT_MAX: Final = 10_000
 TIMEOUT_S: Final = 10
 TIMEOUT_MAX_S: Final = 7 * 86_400
 # What a device can be expected to take at once; the service's limit.
-_PAYLOAD_BYTES_MAX: Final = 32_768
+PAYLOAD_BYTES_MAX: Final = 32_768
 _ACTION_LENGTH_MAX: Final = 128
 _PAGE: Final = 500
 # Names that an entry of the audit log holds.
@@ -56,8 +56,8 @@ class CommandRequest(BaseModel):
         """Return what the device gets."""
         parameters = {} if self.parameters is None else {"parameters": self.parameters}
         payload = msgspec.json.encode({"action": self.action, **parameters})
-        if len(payload) > _PAYLOAD_BYTES_MAX:
-            problem = f"have {len(payload)} bytes with the action, {_PAYLOAD_BYTES_MAX} at most"
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            problem = f"have {len(payload)} bytes with the action, {PAYLOAD_BYTES_MAX} at most"
             raise DescriptionError("parameters", problem)
         return payload
 
@@ -86,7 +86,7 @@ class CommandOffice:
                     name,
                     SendCommand(
                         CommandOrder(
-                            _execution_id(body.token, name),
+                            execution_id(body.token, name),
                             body.action,
                             payload,
                             "application/json",
@@ -163,5 +163,6 @@ def command_routes(fleet: Fleet, registry: Registry) -> APIRouter:
     return router
 
 
-def _execution_id(token: str | None, thing: str) -> str:
+def execution_id(token: str | None, thing: str) -> str:
+    """Return the id of an execution on a thing: the same whenever it comes with the same token."""
     return str(uuid.uuid4() if token is None else uuid.uuid5(_TOKENS, f"{thing}/{token}"))

@@ -23,6 +23,7 @@ from actors.gateway.certificates import CertificateOffice
 from actors.gateway.command_routes import command_routes
 from actors.gateway.data_routes import operators_may_publish, publish_routes, retained_routes
 from actors.gateway.enrolment import DeviceOffice
+from actors.gateway.iot_commands import CommandDesk, iot_command_routes
 from actors.gateway.iot_jobs import JobOffice, iot_job_routes
 from actors.gateway.iot_routes import iot_routes
 from actors.gateway.jobs_routes import jobs_routes
@@ -123,6 +124,8 @@ def create_app(
     app.include_router(jobs_routes(fleet, job_office), dependencies=GUARDED)
     app.include_router(iot_job_routes(job_office), dependencies=GUARDED)
     app.include_router(command_routes(fleet, registry), dependencies=GUARDED)
+    command_desk = CommandDesk(fleet, registry, WallClock())
+    app.include_router(iot_command_routes(command_desk), dependencies=GUARDED)
     app.include_router(sql_routes(desk), dependencies=GUARDED)
     app.include_router(query_routes(fleet, FleetSearch(fleet, registry)), dependencies=GUARDED)
     # The last one added is the first one asked; a signature covers the body.

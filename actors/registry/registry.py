@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.registry.access_keys import AccessKeys
 from actors.registry.certificates import Certificates
+from actors.registry.commands import Commands
 from actors.registry.fleets import Fleets
 from actors.registry.groups import ThingGroups
 from actors.registry.placement_notes import PlacementNotes
@@ -24,6 +25,7 @@ class Registry:
         self.groups = ThingGroups(store)
         self.things = Things(store, self.certificates)
         self.fleets = Fleets(store)
+        self.commands = Commands(store)
         self.access_keys = AccessKeys(store)
         self.templates = Templates(store)
         self.tokens = Tokens(store)

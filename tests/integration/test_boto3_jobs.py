@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from actors.gateway.arns import group_arn, thing_arn
+from actors.gateway.arns import command_arn, group_arn, thing_arn
 from actors.gateway.server import HttpServer
 from tests.integration.boto3_clients import boto3_client, refusal
 from tests.integration.running_gateway import Gateway, assert_problem
+from twins.messages import Operation, Request
 
 DOCUMENT = '{"operation":"install"}'
 
@@ -187,6 +189,36 @@ async def test_commands_go_to_one_thing_to_several_and_by_query(site: Site) -> N
         ):
             assert (await operator.post("/v1/commands", json=wrong)).status_code == status, wrong
         assert (await operator.get("/v1/commands/a/other")).status_code == 404
+
+
+async def test_stock_boto3_keeps_commands_and_starts_them(site: Site) -> None:
+    payload = {"content": b"\x01\xff", "contentType": "application/cbor"}
+    made = await site.ask("create_command", commandId="beep", namespace="AWS-IoT", payload=payload)
+    assert made["commandArn"] == command_arn("beep")
+    assert await site.refused("create_command", commandId="beep", payload=payload) == (
+        409,
+        "ConflictException",
+    )
+    assert (await site.ask("get_command", commandId="beep"))["payload"] == payload
+    assert [each["commandId"] for each in (await site.ask("list_commands"))["commands"]] == ["beep"]
+    where = {"targetArn": thing_arn("a"), "commandArn": command_arn("beep"), "clientToken": "t"}
+    started = await site.device("start_command_execution", **where, executionTimeoutSeconds=60)
+    assert (await site.device("start_command_execution", **where)) | {"ResponseMetadata": 0} == (
+        started | {"ResponseMetadata": 0}
+    )
+    answer = {"status": "SUCCEEDED", "result": {"n": {"s": "1"}, "ok": {"b": True}}}
+    request = Request(
+        Operation.COMMAND_ANSWER, "a", json.dumps(answer).encode(), started["executionId"], is_direct=True
+    )
+    assert (await site.gateway.fleet.ask(request)).status == 200
+    named = {"executionId": started["executionId"], "targetArn": thing_arn("a")}
+    found = await site.ask("get_command_execution", **named, includeResult=True)
+    assert (found["status"], found["commandArn"]) == ("SUCCEEDED", command_arn("beep"))
+    assert found["result"] == {"n": {"S": "1"}, "ok": {"B": True}}
+    listed = (await site.ask("list_command_executions", targetArn=thing_arn("a")))["commandExecutions"]
+    assert [each["executionId"] for each in listed] == [started["executionId"]]
+    await site.ask("delete_command", commandId="beep")
+    assert (await site.ask("list_commands"))["commands"] == []
 
 
 async def test_sql_reads_jobs_and_their_executions(site: Site) -> None:

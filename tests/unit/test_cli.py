@@ -63,6 +63,7 @@ WITHOUT_PLATFORM = (
     ["audit", "check"],
     ["diff"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
+    *(["scenario", name] for name in ("list", "plan", "schema", "validate")),
 )
 
 
@@ -105,6 +106,7 @@ def test_the_issues_commands_are_there() -> None:
         *(("job", name) for name in ("create", "list", "show", "cancel", "delete")),
         *(("command", name) for name in ("send", "list", "show")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
+        *(("scenario", name) for name in ("list", "plan", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
