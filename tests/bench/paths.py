@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from scenarios.reading import parse_scenario
-from scenarios.run import on_path, run_on_platform
+from scenarios.running import on_path, run_on_platform
 from tests.bench.result import BenchResult
 from tests.bench.running import platform
 
