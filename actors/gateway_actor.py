@@ -142,7 +142,7 @@ class ClusterView:
         """Return when the job coordinator has noted an order."""
         try:
             coordinator: Any = ray.get_actor(COORDINATOR_NAME)
-            await asyncio.wait_for(coordinator.order.remote(encode_order(order)), _PUBLISH_TIMEOUT_S)
+            await asyncio.wait_for(submit(coordinator.order, encode_order(order)), _PUBLISH_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:

@@ -125,7 +125,9 @@ class Invariants:
 
 def _due(group: Group, tick_count: int) -> tuple[int, int]:
     period = group.report_every_ticks
-    return group.count * (tick_count // period), group.count * -(-tick_count // period)
+    most = group.count * -(-tick_count // period)
+    # Who reports what has changed only, may have nothing to say.
+    return 0 if group.model.reporting.dead_bands else group.count * (tick_count // period), most
 
 
 async def judge_assertion(assertion: Assertion, fleet: Fleet) -> Judgement:

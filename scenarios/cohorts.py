@@ -5,6 +5,7 @@ Asks the twins themselves, in SQL, as an assertion does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -71,6 +72,15 @@ def _which(group: Group) -> str:
     return f"starts_with(name, '{prefix}') and ends_with(name, '{suffix}') and {is_number}"
 
 
+def _silence(group: Group, now_s: float) -> str:
+    """Return the expression of how long a twin has not changed: one that never did, for the whole run.
+
+    Real ones, as on the wire, live by the wall clock.
+    """
+    now = f"(case when origin = 'real' then {int(time.time())} else {int(now_s)} end)::bigint"
+    return f"coalesce({now} - updated_at::bigint, {int(now_s) - group.start_s})"
+
+
 def _cohort_sql(spec: GroupSpec, group: Group, expression: str, now_s: float) -> str:
     settable = [field.name for field in spec.model.fields if field.is_settable]
     differs = " or ".join(
@@ -80,7 +90,7 @@ def _cohort_sql(spec: GroupSpec, group: Group, expression: str, now_s: float) ->
     return f"""
         select {expression} as value, count(*) as devices, avg(connected::int) as connected,
                avg(version) as version_avg, min(version) as version_min,
-               sum(({differs or "false"})::int) as deltas, max({int(now_s)} - updated_at) as silent_s
+               sum(({differs or "false"})::int) as deltas, max({_silence(group, now_s)}) as silent_s
         from twins where {_which(group)} group by 1 order by 1
     """
 
@@ -102,8 +112,8 @@ def _cohort(spec: GroupSpec, by: str, row: Mapping[str, Any]) -> CohortRecord:
 def _worst_sql(spec: GroupSpec, group: Group, now_s: float) -> str:
     attributes = "".join(f', "{name}"' for name in spec.attributes)
     return f"""
-        select name, connected, version, {int(now_s)} - updated_at as silent_s{attributes}
-        from twins where {_which(group)} order by version, updated_at, name limit {_WORST_COUNT}
+        select name, connected, version, {_silence(group, now_s)} as silent_s{attributes}
+        from twins where {_which(group)} order by version, updated_at nulls first, name limit {_WORST_COUNT}
     """
 
 

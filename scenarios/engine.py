@@ -51,7 +51,7 @@ from scenarios.spec import (
 from scenarios.steps import set_desired, wait_for
 from scenarios.trouble import AUDITED_CHECK, Moment, NoTrouble, Troublemaker
 from scenarios.wire_fleet import WireFleet
-from scenarios.workloads import groups_of, orders_for, window_end, window_ticks
+from scenarios.workloads import groups_of, orders_for, stage_text, window_end, window_ticks
 from twins.errors import ModelError
 from twins.messages import Operation, Request
 
@@ -381,12 +381,20 @@ class _Conductor:
                 failed_count=sum(step.outcome != "PASS" for step in self._steps)
                 + sum(one.outcome == "FAIL" for one in (*self._checks(), *self._assertions)),
                 faults=self._active_faults(),
+                planned_stage=stage_text(self._scenario, self._tick) if self._stage == "running" else "",
+                latencies=self._observer.latencies_so_far,
+                judge=self._holding,
                 devices={
                     device.thing_name: observer.device_values.get(device.thing_name, {})
                     for device in self._scenario.devices
                 },
             )
         )
+
+    def _holding(self) -> tuple[int, int]:
+        """Return how many thresholds hold so far, and how many there are."""
+        judged = self._thresholds()
+        return sum(one.outcome == "PASS" for one in judged), len(judged)
 
     def _active_faults(self) -> tuple[str, ...]:
         """Return the names of the faults that are on, and of those of the platform that are not recovered from yet."""

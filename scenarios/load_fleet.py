@@ -39,6 +39,8 @@ _ATTEMPTS: Final = 3
 ANSWER_TIMEOUT_S: Final = 30.0
 # A device whose model goes offline waits so long for the answer to its last report.
 _FAREWELL_S: Final = 2.0
+# uvloop counts whole milliseconds: what is asked for less is called at once, again and again.
+_TIMER_S: Final = 0.001
 # What is waited for is looked at so often at most.
 _STIR_S: Final = 0.02
 # Reasons that are told apart; more would be a list that nobody reads.
@@ -260,7 +262,7 @@ class LoadFleet:
             self._timer.cancel()
             self._timer = None
         if self._due:
-            wait_s = max(0.0, self._due[0].due_s - self.now_s())
+            wait_s = max(_TIMER_S, self._due[0].due_s - self.now_s())
             self._timer = self._loop.call_later(wait_s, self._send_due)
 
     def _send_due(self) -> None:

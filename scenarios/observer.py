@@ -16,7 +16,7 @@ import numpy as np
 
 from scenarios.abort import AbortWatch
 from scenarios.brain import DeviceEvent
-from scenarios.checks import Invariants, contains
+from scenarios.checks import Invariants, contains, shown
 from scenarios.load_histogram import Histogram
 from scenarios.load_orders import LoadNews
 from scenarios.metrics import Measurements, histogram_statistic, labelled
@@ -68,6 +68,12 @@ _WIRE_TIMES: Final[Mapping[str, str]] = {
     "ingest_latency": "ingest",
     "connect_latency": "connecting",
     "send_lag": "late",
+}
+# What a display shows while a run goes on, by the metric's name.
+_SHOWN_LATENCIES: Final[Mapping[str, str]] = {
+    "report_latency": "latency",
+    "ingest_latency": "latency on the wire",
+    "device_round_trip": "round trip",
 }
 _COUNTER_OF: Final[Mapping[str, str]] = {
     "accepted": "device_reports",
@@ -142,6 +148,15 @@ class Observer:
         """Keep a remark for the report."""
         if len(self.notes) < _NOTES_MAX:
             self.notes.append(Note(self.wall_s, text))
+
+    def latencies_so_far(self) -> dict[str, str]:
+        """Return half and nearly all of each kind of latency that was measured so far, as text."""
+        found: dict[str, str] = {}
+        for metric, name in _SHOWN_LATENCIES.items():
+            half, most = (self.measurements.statistic(metric, each) for each in ("med", "p(99)"))
+            if half is not None and most is not None:
+                found[name] = f"{shown(metric, 'med', half)}, p(99) {shown(metric, 'p(99)', most)}"
+        return found
 
     def on_window(
         self,
@@ -242,11 +257,14 @@ class Observer:
     def on_wire(self, news: LoadNews) -> None:
         """Take in what happened on the wire."""
         for metric, name in _WIRE_COUNTS.items():
-            self.measurements.add(metric, getattr(news, name))
+            self._add(metric, getattr(news, name))
         for metric, name in _WIRE_TIMES.items():
-            self.measurements.merge(metric, getattr(news, name))
+            for measurements in (self.measurements, self.abort_watch.recent):
+                measurements.merge(metric, getattr(news, name))
         if news.ingest:
             self._ingest.append((self.wall_s, dict(news.ingest)))
+            if len(self._ingest) > 2 * _LATENCY_SAMPLES_MAX:
+                self._ingest = _pairs_together(self._ingest)
         for reason, count in news.errors.items():
             if reason not in self._wire_errors:
                 self.note(f"wire: {count} connections ended or failed: {reason}")
@@ -338,6 +356,18 @@ class Observer:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 point = DevicePoint(thing_name, section, name, float(value), self.wall_s, self.virtual_s)
                 self.device_points.append(point)
+
+
+def _pairs_together(news: Sequence[tuple[float, Mapping[int, int]]]) -> list[tuple[float, Mapping[int, int]]]:
+    """Return histograms, each with its time, half as many: two that follow each other are one, of the later's time."""
+    pairs = [news[start : start + 2] for start in range(0, len(news), 2)]
+    merged: list[tuple[float, Mapping[int, int]]] = []
+    for pair in pairs:
+        histogram = Histogram()
+        for _, counts in pair:
+            histogram.merge(counts)
+        merged.append((pair[-1][0], histogram.counts))
+    return merged
 
 
 def _together(windows: Sequence[WindowSample]) -> WindowSample:

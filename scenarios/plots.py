@@ -67,11 +67,11 @@ class Plot:
     from_zero: bool = True
 
 
-def thin(points: Points, pick: Callable[[Iterable[float]], float]) -> Points:
+def thin(points: Points, pick: Callable[[Iterable[float]], float], *, count_max: int = _POINTS_MAX) -> Points:
     """Return at most so many points as can be seen, each standing for its stretch by `pick` (min, max or mean)."""
-    if len(points) <= _POINTS_MAX:
+    if len(points) <= count_max:
         return points
-    size = -(-len(points) // _POINTS_MAX)
+    size = -(-len(points) // count_max)
     chunks = [points[start : start + size] for start in range(0, len(points), size)]
     return [(chunk[-1][0], pick(y for _, y in chunk)) for chunk in chunks]
 

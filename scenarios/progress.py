@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -22,7 +22,11 @@ _LINE_EVERY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A run at a moment; `reports_per_s` counts seconds of the wall clock, `hold` says what is being waited for."""
+    """A run at a moment; `reports_per_s` counts seconds of the wall clock, `hold` says what is being waited for.
+
+    `latencies` are statistics of the run so far, by what they are of, as text. `judge` tells how many thresholds hold
+    so far, and how many there are: it is asked only when a frame is shown, because it may take some milliseconds.
+    """
 
     scenario: str
     stage: str
@@ -38,6 +42,9 @@ class Frame:
     hold: str = ""
     failed_count: int = 0
     faults: tuple[str, ...] = ()
+    planned_stage: str = ""
+    latencies: Callable[[], Mapping[str, str]] = dict
+    judge: Callable[[], tuple[int, int]] = lambda: (0, 0)
     devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -126,12 +133,14 @@ def progress_for(console: Console) -> Progress:
 def line_of(frame: Frame) -> str:
     """Return a frame as one line."""
     parts = [f"{frame.stage}: {_time(frame.virtual_s)} of {_time(frame.duration_s)}"]
+    parts += [frame.planned_stage] if frame.planned_stage else []
     if frame.connected_ratio is not None:
         parts.append(f"{frame.simulated_count:,} simulated devices, {frame.connected_ratio:.1%} connected")
         parts.append(f"{frame.reports_per_s:,.0f} reports/s")
         parts.append(f"{frame.delta_outstanding:,} deltas")
     if frame.lag_ms is not None:
         parts.append(f"lag {frame.lag_ms:,.0f} ms")
+    parts += [f"{name} {text}" for name, text in frame.latencies().items()]
     parts += [f"{name} {_values(values)}" for name, values in frame.devices.items()]
     if frame.faults:
         parts.append(f"faults: {', '.join(frame.faults)}")
@@ -150,6 +159,8 @@ def display_of(frame: Frame) -> RenderableType:
         f"{_time(frame.virtual_s)} of {_time(frame.duration_s)} virtual · {frame.wall_s:.0f} s of wall time"
     )
     table.add_row("time", times)
+    if frame.planned_stage:
+        table.add_row("stage", frame.planned_stage)
     if frame.connected_ratio is not None:
         fleet = f"{frame.simulated_count:,} devices · {frame.connected_ratio:.1%} connected"
         table.add_row("simulated", f"{fleet} · {frame.delta_outstanding:,} with a delta")
@@ -160,6 +171,8 @@ def display_of(frame: Frame) -> RenderableType:
         table.add_row("real", f"{name} · {_values(values)}")
     if frame.lag_ms is not None:
         table.add_row("lag", f"{frame.lag_ms:,.0f} ms behind the intended time")
+    for name, text in frame.latencies().items():
+        table.add_row(name, text)
     if frame.faults:
         table.add_row("faults", Text(", ".join(frame.faults), style="yellow"))
     verdict = _verdict(frame)
@@ -172,7 +185,9 @@ def display_of(frame: Frame) -> RenderableType:
 
 
 def _verdict(frame: Frame) -> str:
-    return f"{frame.failed_count} failed" if frame.failed_count else "nothing failed"
+    failed = f"{frame.failed_count} failed" if frame.failed_count else "nothing failed"
+    holding, count = frame.judge()
+    return f"{failed}, {holding} of {count} thresholds hold so far" if count else failed
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -23,21 +23,18 @@ from scenarios.source import Item, Source, entries_of, parse_yaml, read_yaml
 from scenarios.spec import (
     DEFAULT_START_S,
     AbortRule,
+    AnyFault,
     Assertion,
     ChoiceSpec,
     ClockSpec,
     DeviceSpec,
-    FaultSpec,
     GroupSpec,
-    PathKind,
-    PlatformFault,
     Scenario,
     SetDesired,
     Stage,
     Step,
     Threshold,
     WaitFor,
-    WireFault,
     WireSpec,
 )
 from scenarios.troubles import fault_of
@@ -137,7 +134,6 @@ class _Reader:
         self.fault_names: list[str] = []
         self.duration_s = _TIME_MAX_S
         self.clock = ClockSpec()
-        self.path: PathKind = "engine"
 
     def scenario(self) -> Scenario:
         """Return the scenario, or raise all mistakes."""
@@ -164,7 +160,6 @@ class _Reader:
             seed=values["seed"],
             start_s=start_s,
             clock=self.clock,
-            path=values["path"],
             duration_s=self.duration_s,
             warmup_s=values["warmup"],
             groups=groups,
@@ -454,10 +449,8 @@ class _Reader:
             # A column keeps no more of it, and shows it rounded.
             self._blame(path, f"{field.name} has {field.decimals} decimals at most, not {found}")
 
-    def _faults(
-        self, listed: Sequence[Mapping[str, Any] | None]
-    ) -> tuple[FaultSpec | PlatformFault | WireFault, ...]:
-        found: list[FaultSpec | PlatformFault | WireFault] = []
+    def _faults(self, listed: Sequence[Mapping[str, Any] | None]) -> tuple[AnyFault, ...]:
+        found: list[AnyFault] = []
         for position, values in enumerate(listed):
             path: Steps = ("faults", position)
             if values is None or self.notes.has_below(path):

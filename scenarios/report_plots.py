@@ -6,6 +6,7 @@ Owns what of a result goes into which plot; how a plot is drawn is `plots`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Final
 
@@ -14,6 +15,7 @@ from scenarios.result import FaultRecord, RunResult
 
 _VIRTUAL: Final = "virtual time"
 _WALL: Final = "wall time"
+_MEANS_MAX: Final = 150
 _Pick = Callable[[Iterable[float]], float]
 
 
@@ -31,7 +33,8 @@ def _fleet_plots(result: RunResult) -> Iterator[Plot]:
 
     def series(pick: _Pick, values: Sequence[float | None]) -> Points:
         points = [(float(w.virtual_s), v) for w, v in zip(windows, values, strict=True) if v is not None]
-        return thin(points, pick)
+        # A mean is of a stretch: of one so short that a few reports more or less make it jump, it tells nothing.
+        return thin(points, pick, count_max=_MEANS_MAX) if pick is fmean else thin(points, pick)
 
     def plot(title: str, unit: Unit, lines: Sequence[Line]) -> Plot:
         bands = fault_bands(result.faults, is_wall=False)
@@ -107,6 +110,14 @@ def fault_bands(faults: Sequence[FaultRecord], *, is_wall: bool) -> list[Band]:
     return bands
 
 
+def _steps(points: Points) -> Points:
+    """Return the points of a line of steps, without those that change nothing, if they are many."""
+    if len(points) <= _MEANS_MAX:
+        return points
+    turns = [point for before, point in pairwise(points) if point[1] != before[1]]
+    return thin([points[0], *turns, points[-1]], max)
+
+
 def _hold_bands(result: RunResult) -> list[Band]:
     return [
         Band(hold.wall_s, hold.wall_s + hold.duration_s, f"held for {hold.duration_s:.3f} s: {hold.awaited}")
@@ -121,7 +132,7 @@ def _device_plots(result: RunResult, thing_name: str) -> list[Plot]:
         lines = [
             Line(
                 section,
-                [(p.wall_s, p.value) for p in points if p.field == name and p.section == section],
+                _steps([(p.wall_s, p.value) for p in points if p.field == name and p.section == section]),
                 colour=colour,
                 is_step=True,
                 is_dashed=section == "desired",

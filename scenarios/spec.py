@@ -161,6 +161,9 @@ class WireFault:
     interval_s: float = 0.0
 
 
+AnyFault = FaultSpec | PlatformFault | WireFault
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
     """A real device: a process with a certificate of its own; `name` is what steps call it."""
@@ -263,7 +266,7 @@ class Scenario:
     wire: WireSpec = WireSpec()
     devices: tuple[DeviceSpec, ...] = ()
     steps: tuple[Step, ...] = ()
-    faults: tuple[FaultSpec | PlatformFault | WireFault, ...] = ()
+    faults: tuple[AnyFault, ...] = ()
     checks: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     assertions: tuple[Assertion, ...] = ()

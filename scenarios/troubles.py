@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scenarios.spec import FaultSpec, PlatformFault, WireFault
+from scenarios.spec import AnyFault, FaultSpec, PlatformFault, WireFault
 from twins.errors import ModelError, Path, QueryError
 from twins.faults import TROUBLES, Action, Fault, Select
 from twins.forms import (
@@ -274,7 +274,7 @@ FAULT_FORM: Final = AnyOf(
 
 def fault_of(
     values: Mapping[str, Any], groups: Mapping[str, Group], path: Path, notes: Notes
-) -> FaultSpec | PlatformFault | WireFault | None:
+) -> AnyFault | None:
     """Return the fault that its record's values describe; None, with the mistake noted, where it makes no sense."""
     if "between" in values:
         _, parameters = _WIRE_ACTIONS[values["action"]]

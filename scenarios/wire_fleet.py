@@ -209,7 +209,7 @@ class WireFleet:
         group = self._groups[order.group]
         fields = group.model.fields
         state = {
-            name: _as_json(fields[group.model.position(name)], number)
+            name: as_json(fields[group.model.position(name)], number)
             for name, number in order.desired.items()
         }
         self._wishes.add(asyncio.create_task(self._ask_all(group, state)))
@@ -289,7 +289,7 @@ class WireFleet:
         return await self._fleet.digest()
 
 
-def _as_json(field: Field, number: float) -> Any:
+def as_json(field: Field, number: float) -> Any:
     """Return a value as it stands in a document: the inverse of `Field.as_number`."""
     if field.dtype == "bool":
         return bool(number)

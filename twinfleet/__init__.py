@@ -8,7 +8,8 @@ Reading order (a module imports only modules that stand before it in this list):
 `things_file` · `bulk_creation` · `bulk_progress` ·
 `commands_platform` · `commands_backup` · `commands_twin` · `commands_device` · `commands_certificate` ·
 `commands_fleet` · `commands_job` · `commands_command` · `commands_key` · `commands_provisioning` ·
-`commands_cluster` · `commands_query` · `commands_run` · `commands_report` · `commands_audit` · `cli`
+`commands_cluster` · `commands_query` ·
+`scenario_views` · `commands_scenario` · `commands_run` · `commands_report` · `commands_audit` · `cli`
 """
 
 from __future__ import annotations

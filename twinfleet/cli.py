@@ -30,6 +30,7 @@ from twinfleet import (
     commands_query,
     commands_report,
     commands_run,
+    commands_scenario,
     commands_twin,
 )
 from twinfleet.errors import CommandError
@@ -77,10 +78,12 @@ app.command(
         "twinfleet query 'NOT connectivity.connected:true' --of shadow.reported.battery --names 10",
     ),
 )(commands_query.query)
+app.add_typer(commands_scenario.app, name="scenario")
 app.command(
     "run",
     epilog=example(
         "twinfleet run scenarios/library/smoke/first-light.yaml --seed 7",
+        "twinfleet run first-light --fleet local --set groups[0].count=1000",
         "twinfleet run load.yaml --path wire --load-processes 2",
     ),
 )(commands_run.run)

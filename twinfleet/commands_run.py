@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from actors.errors import WorldError
 from actors.settings import DataDirectory
 from twinfleet import __version__
+from twinfleet.commands_scenario import SetOption
 from twinfleet.errors import PlatformUnreachable, UsageFault
 from twinfleet.options import DEFAULT_DATA_DIR, DataDir
-from twinfleet.printing import print_line
+from twinfleet.printing import print_line, print_table
 
 if TYPE_CHECKING:
     from scenarios.result import RunResult
+    from scenarios.spec import Scenario
 
 
 class FleetKind(StrEnum):
@@ -34,7 +38,14 @@ class PathWord(StrEnum):
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|NAME",
+            help="A scenario file, or one of `twinfleet scenario list`.",
+            show_default=False,
+        ),
+    ],
     data_dir: DataDir = DEFAULT_DATA_DIR,
     *,
     fleet: Annotated[
@@ -47,6 +58,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(metavar="S", min=0, help="A seed instead of the scenario's.")
     ] = None,
+    sets: SetOption = [],  # noqa: B006 - typer's default of a repeatable option
     path: Annotated[
         PathWord | None,
         typer.Option(
@@ -63,10 +75,11 @@ def run(
         bool, typer.Option("--keep-fleet", help="Leave the scenario's groups and things in the platform.")
     ] = False,
 ) -> None:
-    """Run a scenario and judge it; its reports go to DIR/reports.
+    """Run a scenario and judge it; its reports go to DIR/reports. A matrix runs cell by cell.
 
     Exit codes: 0 pass, 1 a threshold, check, assertion or step failed, 2 usage or invalid scenario, 3 inconclusive
-    (the system under test broke, or was not there), 5 nothing ran, 130 interrupted.
+    (the system under test broke, or was not there), 4 ended by its abort_on, 5 nothing ran, 130 interrupted. Of a
+    matrix: 0 if all passed, else 130, 1, 4, 3 or 5, the first of these that any run has.
     """
     if shards is not None and fleet is FleetKind.RAY:
         raise UsageFault("--shards goes with --fleet local: a platform has its number of shards for good")
@@ -74,33 +87,95 @@ def run(
         raise UsageFault(
             "--path wire needs a platform, whose broker devices connect to: leave --fleet local out"
         )
-    # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
-    from rich.console import Console  # noqa: PLC0415
-
-    from scenarios.engine import RunOptions  # noqa: PLC0415
-    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
-    from scenarios.progress import progress_for  # noqa: PLC0415
-    from scenarios.reading import load_scenario, reseeded  # noqa: PLC0415
-    from scenarios.run import DEFAULT_SHARD_COUNT, on_path, run_locally, run_on_platform  # noqa: PLC0415
-
-    reports_dir = DataDirectory(data_dir).reports
-    options = RunOptions(
-        version=__version__, keep_fleet=keep_fleet, progress=progress_for(Console(stderr=True))
+    word: Literal["engine", "wire"] | None = path.value if path else None
+    settings = [*sets, *([] if seed is None else [f"seed={seed}"])]
+    _run_all(
+        _Order(file, settings, word, load_processes),
+        _Place(fleet, data_dir, shards, is_kept=keep_fleet),
     )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be run."""
+
+    file: str
+    settings: Sequence[str]
+    path: Literal["engine", "wire"] | None
+    load_processes: int | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where it runs."""
+
+    fleet: FleetKind
+    data_dir: Path
+    shards: int | None
+    is_kept: bool
+
+    def run(self, scenario: Scenario) -> RunResult:
+        """Run one scenario here."""
+        from rich.console import Console  # noqa: PLC0415
+
+        from scenarios.engine import RunOptions  # noqa: PLC0415
+        from scenarios.progress import progress_for  # noqa: PLC0415
+        from scenarios.running import DEFAULT_SHARD_COUNT, run_locally, run_on_platform  # noqa: PLC0415
+
+        progress = progress_for(Console(stderr=True))
+        options = RunOptions(version=__version__, keep_fleet=self.is_kept, progress=progress)
+        if self.fleet is FleetKind.RAY:
+            return run_on_platform(scenario, self.data_dir, options=options)
+        reports_dir = DataDirectory(self.data_dir).reports
+        return run_locally(
+            scenario, self.shards or DEFAULT_SHARD_COUNT, reports_dir=reports_dir, options=options
+        )
+
+
+def _run_all(order: _Order, place: _Place) -> None:
+    """Run a scenario, or each cell of its matrix, and end with the exit code of all."""
+    # DuckDB, Arrow and the report's templates take a second to import, which no other command should wait for.
+    from scenarios.errors import FaultImpossible, NameTaken, ScenarioInvalid  # noqa: PLC0415
+    from scenarios.running import on_path, run_matrix  # noqa: PLC0415
+    from twinfleet.scenario_views import read  # noqa: PLC0415
+
+    reports_dir = DataDirectory(place.data_dir).reports
+    runs: list[tuple[Scenario, RunResult]] = []
     try:
-        scenario = reseeded(load_scenario(file), seed)
-        scenario = on_path(scenario, path.value if path else None, load_processes)
-        if fleet is FleetKind.RAY:
-            result = run_on_platform(scenario, data_dir, options=options)
-        else:
-            shard_count = shards or DEFAULT_SHARD_COUNT
-            result = run_locally(scenario, shard_count, reports_dir=reports_dir, options=options)
+        cells = [
+            on_path(scenario, order.path, order.load_processes)
+            for scenario in read(order.file, order.settings)
+        ]
+        for scenario, result in run_matrix(cells, place.run):
+            if len(cells) > 1:
+                print_line(f"cell: {_cell_text(scenario)}")
+            _print_result(result, reports_dir)
+            runs.append((scenario, result))
     except (ScenarioInvalid, NameTaken, FaultImpossible) as error:
         raise UsageFault(str(error)) from None
     except WorldError as error:
         raise PlatformUnreachable(str(error)) from None
-    _print_result(result, reports_dir)
-    raise typer.Exit(result.exit_code)
+    _end(runs, len(cells), reports_dir)
+
+
+def _end(runs: Sequence[tuple[Scenario, RunResult]], cell_count: int, reports_dir: Path) -> None:
+    """End with the exit code of all runs; of a matrix, print what became of each cell before."""
+    from scenarios.running import worst_of, write_matrix  # noqa: PLC0415
+
+    if cell_count > 1:
+        rows = [
+            (_cell_text(scenario), result.verdict, f"{result.wall_s:.1f} s", result.digest[:12])
+            for scenario, result in runs
+        ]
+        print_table(("CELL", "VERDICT", "TOOK", "DIGEST"), rows)
+        if len(runs) < cell_count:
+            print_line(f"not run: {cell_count - len(runs)} of {cell_count} cells")
+        print_line(f"matrix: {write_matrix(runs, reports_dir)}")
+    raise typer.Exit(worst_of(runs))
+
+
+def _cell_text(scenario: Scenario) -> str:
+    return ", ".join(f"{key}={value}" for key, value in scenario.cell.items())
 
 
 def _print_result(result: RunResult, reports_dir: Path) -> None:

@@ -20,6 +20,7 @@ TwinError
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,10 @@ from typing import Any, Final
 
 class TwinError(Exception):
     """Base of every error that the pure core raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make an equal error: its text and its facts, without the constructor that made the text."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in typeshed
 
 
 class RequestError(TwinError):

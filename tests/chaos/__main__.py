@@ -40,7 +40,7 @@ partition a network of its own, both of which take root, or `unshare --user --ma
 examples:
   ./dev chaos                                          20 seeds of everything, which takes hours; writes RESULT.json
   ./dev chaos --fault 'kill store' --seed 7            repeats one trial
-  ./dev chaos --fault 'node without store' --seed 0 --short --bug 'no fencing'
+  ./dev chaos --fault 'node without store' --seed 0 --short --bug 'no lease'
                                                        whether the suite sees what is wrong: this must fail
   ./dev chaos --add --seeds 2 --fault partition        a piece of a whole run: added to RESULT.json, if that is of this
                                                        commit

@@ -27,7 +27,7 @@ from tests.integration.running_platform import START_TIMEOUT_S, RunningPlatform,
 
 SEAMS: Final = Path(__file__).with_name("seams")
 # What can be planted; `seams/sitecustomize.py` says how.
-BUGS: Final = ("ack before journal", "no fencing", "lost tail")
+BUGS: Final = ("ack before journal", "no fencing", "no lease", "lost tail")
 # The parts of a platform as trials call them, and the components that they are.
 PARTS: Final[Mapping[str, str]] = {
     "shard actor": "shard",

@@ -39,6 +39,8 @@ groups:
     network: {{loss: 5%}}
 steps:
   - {{at: 10s, set_desired: {{group: rooms, state: {{set_point: 23.5}}}}}}
+faults:
+  - {{name: storm, at: 18s, duration: 4s, action: reconnect_storm, backoff: none}}
 checks: [every_report_accounted_for]
 thresholds:
   reports: ["count > 0"]
@@ -110,6 +112,8 @@ async def test_the_wire_and_the_engine_agree_on_a_scenario(site: Site) -> None:
         assert over_the_wire.metrics[name]["count"] == in_the_engine.metrics[name]["count"], name
     assert over_the_wire.metrics["messages_lost"]["count"] == 0
     assert over_the_wire.metrics["messages_sent"]["count"] == over_the_wire.metrics["reports"]["count"]
+    # They dropped out in the storm, but those that still waited for an answer, and came back.
+    assert over_the_wire.metrics["connect_latency"]["count"] >= COUNT * 1.5
     # Each device that was there heard of the wish, and has obeyed it.
     assert over_the_wire.metrics["deltas_received"]["count"] >= COUNT * 0.9
     assert over_the_wire.metrics["delta_outstanding"]["value"] <= COUNT * 0.1

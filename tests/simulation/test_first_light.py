@@ -15,13 +15,14 @@ import pytest
 
 from actors.errors import WorldError
 from actors.fleet import LocalFleet
+from scenarios import run
 from scenarios.brain import DeviceEvent
 from scenarios.devices import LocalDevices, NoDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.errors import NameTaken
 from scenarios.reading import load_scenario, parse_scenario, reseeded
 from scenarios.result import RunResult
-from scenarios.run import run, run_scenario
+from scenarios.running import run_scenario
 from scenarios.spec import ClockSpec, Scenario, WaitFor
 from twins.messages import Operation, Request, TickOrder, TickSummary
 
@@ -69,10 +70,14 @@ async def test_the_digest_is_the_same_for_every_number_of_shards_window_and_cloc
     assert (await play(without_step)).digest != results[0].digest
 
 
-@pytest.mark.parametrize("file", sorted((LIBRARY / "negative").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_negative_scenario_fails(file: Path, tmp_path: Path) -> None:
-    result = run(file, reports_dir=tmp_path)
-    assert (result.verdict, result.exit_code) == ("FAIL", 1)
+def test_a_test_of_ones_own_runs_a_scenario_and_looks_at_its_result(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(HEAD + GROUP + "thresholds: {reports: [count > 1_000], reports_lost: [count == 0]}\n")
+    result = run(file, seed=3, overrides=["groups[rooms].count=400"], data_dir=tmp_path)
+    assert (result.verdict, result.exit_code, result.seed) == ("PASS", 0, 3)
+    assert result.metrics["reports"]["count"] > 2_000
+    assert "--set 'groups[rooms].count=400' --seed 3" in result.command
+    assert len(list(tmp_path.glob("reports/*/report.html"))) == 1
 
 
 async def test_a_wait_in_vain_holds_virtual_time_and_fails_and_is_recorded() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from scenarios.devices import LocalDevices
 from scenarios.engine import RunOptions, conduct
 from scenarios.errors import ScenarioInvalid
 from scenarios.metrics import Measurements
-from scenarios.reading import load_scenario, parse_scenario
+from scenarios.reading import parse_scenario
 from scenarios.result import RunResult
 from scenarios.spec import Scenario
 from scenarios.workloads import orders_for
@@ -21,7 +19,6 @@ from twins.interpreter import bucket_of
 from twins.link import Link, Network
 from twins.program import HISTOGRAM_BUCKETS
 
-LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"
 HEAD = "apiVersion: twinfleet/v1\nkind: Scenario\nmetadata: {name: test}\nduration: 1m\n"
 GROUP = (
     "groups: [{name: rooms, count: 300, attributes: {site: {choice: [ams, ber]}},"
@@ -120,17 +117,6 @@ def test_a_network_that_makes_no_sense_is_refused(network: str, words: str) -> N
             + "groups: [{name: rooms, count: 9, attributes: {site: {choice: [ams]}}, "
             + f"network: {network}}}]\n"
         )
-
-
-async def test_the_carrier_outage_of_the_library_passes() -> None:
-    scenario = load_scenario(LIBRARY / "chaos" / "carrier-outage.yaml")
-    result = await play(scenario, 1)
-    failed = [
-        (one.name, one.actual)
-        for one in (*result.thresholds, *result.checks, *result.assertions)
-        if one.outcome != "PASS"
-    ]
-    assert (result.verdict, failed) == ("PASS", [])
 
 
 async def test_a_threshold_on_a_loss_that_a_fault_brings_fails() -> None:

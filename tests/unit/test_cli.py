@@ -63,6 +63,7 @@ WITHOUT_PLATFORM = (
     ["audit", "check"],
     ["diff"],
     *(["model", name] for name in ("list", "show", "schema", "validate")),
+    *(["scenario", name] for name in ("list", "plan", "schema", "validate")),
 )
 
 
@@ -105,6 +106,7 @@ def test_the_issues_commands_are_there() -> None:
         *(("job", name) for name in ("create", "list", "show", "cancel", "delete")),
         *(("command", name) for name in ("send", "list", "show")),
         *(("model", name) for name in ("list", "show", "schema", "validate")),
+        *(("scenario", name) for name in ("list", "plan", "schema", "validate")),
         *(("backup", name) for name in ("create", "verify", "restore")),
         *(("key", name) for name in ("create", "list", "delete")),
         *(("provisioning", "template", name) for name in ("create", "list", "describe", "delete")),
@@ -147,6 +149,7 @@ def test_asking_for_help_is_no_mistake(capsys: pytest.CaptureFixture[str], comma
         "up --snapshots ''",
         "up --shards 2 --shard-actors 3",
         "status --data-dir",
+        "run file.yaml --fleet local --path wire",
         "audit run --things 0",
         "audit run --duration soon",
         "audit check",

@@ -56,6 +56,8 @@ def test_only_questions_leave_no_trace() -> None:
         Operation.DESCRIBE,
         Operation.ANNOUNCE_DELTA,
         Operation.PIN_STATE,
+        Operation.JOB_READ,
+        Operation.ASSIGNED,
     } == READ_ONLY
 
 

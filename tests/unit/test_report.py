@@ -341,6 +341,17 @@ def test_faults_are_numbered_shaded_and_told_with_what_they_did() -> None:
         assert wanted in text
 
 
+def test_a_long_run_of_a_real_device_is_drawn_by_its_changes() -> None:
+    points = tuple(
+        DevicePoint("real-device", "reported", "set_point", 20.0 + (at >= 9_000), at / 3, float(at))
+        for at in range(12_000)
+    )
+    long = dataclasses.replace(PASSED, device_points=points, holds=())
+    [line] = plots_of(long)[-1].lines
+    assert line.points == [(0.0, 20.0), (3000.0, 21.0), (11_999 / 3, 21.0)]
+    assert len(report_html(long)) < 100_000
+
+
 def test_a_recovery_is_a_case_in_junit() -> None:
     suite = ET.fromstring(junit_xml(FAULTED)).find("testsuite")
     assert suite is not None

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from scenarios.errors import Problem, ScenarioInvalid
 from scenarios.metrics import CATALOGUE, Comparison, Condition
 from scenarios.reading import load_scenario, parse_scenario, reseeded
-from scenarios.run import on_path
+from scenarios.running import on_path
 from scenarios.scenario_form import scenario_schema
 from scenarios.spec import DEFAULT_START_S, ChoiceSpec, ClockSpec, SetDesired, WaitFor, WireSpec
 from scenarios.workloads import groups_of, orders_for, window_end

@@ -71,9 +71,21 @@ def _plant_bugs(module: ModuleType) -> None:
     journal.read = buggy_read
 
 
+def _plant_no_lease(module: ModuleType) -> None:
+    keeper = module.ShardKeeper
+    settle = keeper.settle
+
+    def buggy_settle(self: Any) -> list[Any]:
+        """Serve whatever has become of the store, and of the shards."""
+        return [] if _seam("bug") == "no lease" else list(settle(self))
+
+    keeper.settle = buggy_settle
+
+
 _CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "actors.wall_clock": _change_clock,
     "actors.journal": _plant_bugs,
+    "actors.shard_keeper": _plant_no_lease,
 }
 
 

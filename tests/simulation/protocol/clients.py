@@ -6,6 +6,7 @@ desired. An operator writes into `desired`, directly. Each names its updates by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -46,6 +47,7 @@ class Clients:
         self.devices = {name: Device(name) for name in things}
         # Operations without an answer.
         self.open: set[tuple[str, int]] = set()
+        self._put_off_count = 0
         self._published: list[tuple[float, str, bytes]] = []
         self._numbers: dict[str, int] = {}
         self._loop = loop
@@ -55,7 +57,9 @@ class Clients:
     @property
     def is_busy(self) -> bool:
         """Tell whether somebody waits for an answer, or is about to do something."""
-        return bool(self.open) or any(device.is_report_due for device in self.devices.values())
+        return bool(self.open or self._put_off_count) or any(
+            device.is_report_due for device in self.devices.values()
+        )
 
     def note(self, event: Event) -> None:
         """Add to the history."""
@@ -66,7 +70,7 @@ class Clients:
     def report(self, thing_name: str) -> None:
         """Let a device report its next number, and what it applied; later, while the broker is away."""
         if self.broker.is_down:
-            self._loop.deliver(self.process, 0.5, self.report, thing_name)
+            self._put_off(self.report, thing_name)
             return
         device = self.devices[thing_name]
         device.number += 1
@@ -80,7 +84,7 @@ class Clients:
     def get(self, thing_name: str) -> None:
         """Let a device ask for its shadow."""
         if self.broker.is_down:
-            self._loop.deliver(self.process, 0.5, self.get, thing_name)
+            self._put_off(self.get, thing_name)
             return
         device = self.devices[thing_name]
         device.number += 1
@@ -92,6 +96,14 @@ class Clients:
         """Let a device send telemetry, which nobody answers."""
         if not self.broker.is_down:
             self._publish(f"telemetry/{thing_name}/climate", b'{"temperature":20.5}')
+
+    def _put_off(self, do: Callable[[str], None], thing_name: str) -> None:
+        self._put_off_count += 1
+        self._loop.deliver(self.process, 0.5, self._do_now, do, thing_name)
+
+    def _do_now(self, do: Callable[[str], None], thing_name: str) -> None:
+        self._put_off_count -= 1
+        do(thing_name)
 
     def _publish(self, topic: str, payload: bytes) -> None:
         self._published.append((self._loop.time(), topic, payload))
@@ -175,7 +187,7 @@ class Clients:
         client = f"op-{thing_name}"
         if any(waiting == client for waiting, _ in self.open):
             # What is under way at the same time has no order.
-            self._loop.deliver(self.process, 0.5, self.wish, thing_name)
+            self._put_off(self.wish, thing_name)
             return
         number = self._number(client)
         body = {"state": {"desired": {client: number}}, "clientToken": f"{client}.{number}"}

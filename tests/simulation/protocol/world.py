@@ -44,6 +44,8 @@ _BURSTS: Final = (1, 1, 1, 1, 1, 1, 2, 2, 4, 12)
 _TROUBLE_S: Final = (2.0, 7.0)
 # What is under way when everything is mended may take its effect later, and what follows from it a little later still.
 _SETTLE_S: Final = 1.0
+# An answer is announced within milliseconds, and heard some more later.
+_REST_S: Final = 0.25
 # By then everything must have been answered: a few times the longest back-off.
 _PATIENCE_S: Final = 60.0
 
@@ -125,10 +127,10 @@ class World:
 
     def conclude(self) -> Contradiction | None:
         """Let everything come to rest, and judge."""
-        if not self._run_until(self._is_quiet):
+        if not self._comes_to_rest():
             return self._failed() or self._stuck("what was under way")
         first = self._say_last_words()
-        if not self._run_until(self._is_quiet):
+        if not self._comes_to_rest():
             return self._failed() or self._stuck("what came afterwards")
         return (
             self._unreadable()
@@ -301,8 +303,22 @@ class World:
         while not condition():
             if self.loop.time() > give_up_at_s:
                 return False
-            self.run_for(0.25)
+            self.run_for(_REST_S)
         return True
+
+    def _comes_to_rest(self) -> bool:
+        """Run until nothing is under way any more; False if patience ends before.
+
+        For a moment nothing seems to be where something has been answered and is yet to be announced: so that is asked
+        twice.
+        """
+        is_quiet = False
+        while self._run_until(self._is_quiet):
+            if is_quiet:
+                return True
+            self.run_for(_REST_S)
+            is_quiet = self._is_quiet()
+        return False
 
     def _is_quiet(self) -> bool:
         """Tell whether nothing is under way any more."""
@@ -340,15 +356,17 @@ class World:
         return Contradiction("acknowledged too early", text, tuple(self.clients.history))
 
     def _say_last_words(self) -> int:
-        """Let every operator wish once more, and return where in the history that begins.
+        """Let every client do one thing more, and return where in the history that begins.
 
-        Its answer goes straight back, what it brings about goes over the bridge, and what the device then reports goes
-        all the way there and back.
+        An operator may hear that its shard was taken over, which nobody has noticed before. A device reports again what
+        may have been refused, and what it then reads it applies and reports.
         """
         first = len(self.clients.history)
         for thing in self.things:
             self.clients.wish(thing)
-        self.run_for(0.25)
+            self.loop.deliver(self.clients.process, _REST_S, self.clients.report, thing)
+            self.loop.deliver(self.clients.process, 2 * _REST_S, self.clients.get, thing)
+        self.run_for(2 * _REST_S)
         return first
 
     def _unanswered(self, first: int) -> Contradiction | None:

@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shlex
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
+
+import msgspec
 
 from actors.fleet import Fleet, LocalFleet
 from actors.settings import DataDirectory, Endpoints
 from scenarios.devices import DeviceHost, LocalDevices, PlatformDevices
 from scenarios.engine import RunOptions, conduct
-from scenarios.errors import Problem, ScenarioInvalid
+from scenarios.errors import FaultImpossible, Problem, ScenarioInvalid
 from scenarios.interruption import interruptible
 from scenarios.load_orders import Registrar
 from scenarios.platform_trouble import PlatformTrouble
-from scenarios.reading import load_scenario, reseeded
+from scenarios.reading import load_scenario
 from scenarios.report import write_reports
-from scenarios.result import RunResult
+from scenarios.result import EXIT_CODES, RunResult, Verdict
 from scenarios.spec import PathKind, Scenario
 from scenarios.wire_fleet import WireFleet, WireSite
 from scenarios.wire_trouble import wire_for
@@ -30,6 +33,15 @@ from scenarios.wire_words import NEEDS_CLOCK
 
 # As a platform has by default; the digest does not depend on it.
 DEFAULT_SHARD_COUNT: Final = 16
+# Of several runs the first of these that any of them has tells how it went in all.
+_SEVERITY: Final[Sequence[Verdict]] = (
+    "INTERRUPTED",
+    "FAIL",
+    "ABORTED",
+    "INCONCLUSIVE",
+    "NOTHING_RAN",
+    "PASS",
+)
 # A shard that a scenario has killed, or that somebody else has, is back long before; a run is worth waiting for it.
 _TICK_PATIENCE_S: Final = 120.0
 
@@ -53,22 +65,75 @@ async def run_scenario(
     return result
 
 
-def run(
-    file: Path, *, reports_dir: Path, seed: int | None = None, shard_count: int = DEFAULT_SHARD_COUNT
+def run_file(
+    file: Path, *, seed: int | None, overrides: Sequence[str], fleet: Literal["local", "ray"], data_dir: Path
 ) -> RunResult:
-    """Run the scenario of a file on a fleet in this process, real devices played in-process, and return the result.
+    """Run the scenario of a file and return its result, as `scenarios.run` describes it."""
+    settings = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    scenario = load_scenario(file, settings)
+    if fleet == "ray":
+        return run_on_platform(scenario, data_dir)
+    return run_locally(scenario, DEFAULT_SHARD_COUNT, reports_dir=DataDirectory(data_dir).reports)
 
-    ScenarioInvalid holds every mistake of the file. Ctrl-C ends the run with a report.
-    """
-    scenario = reseeded(load_scenario(file), seed)
-    return run_locally(scenario, shard_count, reports_dir=reports_dir)
+
+def run_matrix(
+    scenarios: Sequence[Scenario], run_one: Callable[[Scenario], RunResult]
+) -> Iterator[tuple[Scenario, RunResult]]:
+    """Run the scenarios of a matrix one after the other; after an interruption no further one begins."""
+    for scenario in scenarios:
+        result = run_one(scenario)
+        yield scenario, result
+        if result.verdict == "INTERRUPTED":
+            return
+
+
+def write_matrix(runs: Sequence[tuple[Scenario, RunResult]], reports_dir: Path) -> Path:
+    """Write what became of each cell of a matrix into a file beside the reports of its runs, and return that."""
+    cells = [
+        {
+            "cell": dict(scenario.cell),
+            "verdict": result.verdict,
+            "reason": result.reason,
+            "exit_code": result.exit_code,
+            "seed": result.seed,
+            "digest": result.digest,
+            "wall_s": result.wall_s,
+            "metrics": result.metrics,
+            "run_id": result.run_id,
+            "command": result.command,
+        }
+        for scenario, result in runs
+    ]
+    first = runs[0][1]
+    content = {"schema": 1, "scenario": first.scenario, "exit_code": worst_of(runs), "cells": cells}
+    reports_dir.mkdir(parents=True, exist_ok=True)
+    file = reports_dir / f"{first.run_id}-matrix.json"
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    return file
+
+
+def worst_of(runs: Sequence[tuple[Scenario, RunResult]]) -> int:
+    """Return the exit code of several runs: that of the first verdict of `_SEVERITY` that any of them has."""
+    verdicts = {result.verdict for _, result in runs}
+    return next(
+        (EXIT_CODES[verdict] for verdict in _SEVERITY if verdict in verdicts), EXIT_CODES["NOTHING_RAN"]
+    )
 
 
 def run_locally(
     scenario: Scenario, shard_count: int, *, reports_dir: Path, options: RunOptions | None = None
 ) -> RunResult:
-    """Run a scenario on a fleet in this process, real devices played in-process, and return the result."""
+    """Run a scenario on a fleet in this process, real devices played in-process, and return the result.
+
+    FaultImpossible if it needs a platform: for devices on the wire, or for what goes wrong.
+    """
     options = options or RunOptions()
+    on_wire = [group.name for group in scenario.groups if group.path == "wire"]
+    if on_wire:
+        raise FaultImpossible(
+            f"group {on_wire[0]!r} is on the wire, and there is no broker here; start a platform (`twinfleet up`) and "
+            "run the scenario without `--fleet local`, or with `--path engine`"
+        )
 
     async def main() -> RunResult:
         fleet = LocalFleet(shard_count)
@@ -151,9 +216,11 @@ def on_path(scenario: Scenario, path: PathKind | None, process_count: int | None
 
 def _command(scenario: Scenario, *arguments: str) -> str:
     """Return what repeats a run, to be pasted into a shell."""
+    sets = [part for each in scenario.overrides if not each.startswith("seed=") for part in ("--set", each)]
     is_on_wire = scenario.groups and all(group.path == "wire" for group in scenario.groups)
     path = ["--path", "wire"] if is_on_wire and arguments[:1] == ("--data-dir",) else []
-    return shlex.join(["twinfleet", "run", scenario.file, "--seed", str(scenario.seed), *path, *arguments])
+    words = ["twinfleet", "run", scenario.file, *sets, "--seed", str(scenario.seed), *path, *arguments]
+    return shlex.join(words)
 
 
 def version_text() -> str:
