@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from twins.draws import draw_key
+from twins.draws import key_at, stream_state
 from twins.expressions import constant_of, parse_formula
 from twins.faults import ACTIONS, Fault
 from twins.generators import FieldWriter, is_steady, kind_of
@@ -218,11 +218,10 @@ class FaultWriter:
         return b.register(b.multiply(place, Shared.of(1.0 / (last - first + 1))))
 
     def _share(self, fault: Fault, purpose: str, *, ago: int = 0, is_each_tick: bool = False) -> Register:
-        text = f"{self.group.name}/fault/{fault.name}/{purpose}"
+        state = stream_state(self.group.seed, f"{self.group.name}/fault/{fault.name}/{purpose}")
 
         def key(moment: Moment) -> tuple[int, int]:
-            first, second = draw_key(self.group.seed, text, moment.tick - ago if is_each_tick else 0)
-            return int(first), int(second)
+            return key_at(state, moment.tick - ago if is_each_tick else 0)
 
         return self.b.emit(Op.UNIT, self.b.draw(key))
 
