@@ -23,9 +23,10 @@ NAMES = (
     "certificates",
     "connections",
     "message_rate",
+    "paths",
 )
 # Those that can be told how many twins or devices.
-TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections")
+TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections", "paths")
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
     parser.add_argument(
-        "--twins", type=int, help="for recovery, hundred_million, sql and connections: how many"
+        "--twins", type=int, help="for recovery, hundred_million, sql, connections and paths: how many"
     )
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:

@@ -35,7 +35,7 @@ SMALL: Final[Mapping[str, Sequence[str]]] = {
         "groups[vehicles].count=200",
     ),
     "week-of-rooms": ("groups[0].count=50", "duration=30m"),
-    "month-of-meters": ("groups[0].count=100", "duration=1h"),
+    "week-of-meters": ("groups[0].count=100", "duration=1h"),
     "carrier-outage": (),
     "million-carrier-outage": ("groups[0].count=2_000",),
     "power-cut-herd": ("groups[0].count=600", "faults[thundering-herd].rate=15"),
