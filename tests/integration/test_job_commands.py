@@ -105,8 +105,12 @@ async def test_a_job_is_created_shown_cancelled_and_deleted(shell: Shell, tmp_pa
         (("command", "send", "--query", "*", "blink", "{}", "more"), "ACTION [JSON] after --query"),
     ],
 )
-async def test_what_is_typed_wrongly_is_told(shell: Shell, words: tuple[str, ...], problem: str) -> None:
-    code, _, error = await shell(*words)
+def test_what_is_typed_wrongly_is_told(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], problem: str
+) -> None:
+    # Before any platform is looked for.
+    code = run_command(words)
+    error = capsys.readouterr().err
     assert (code, problem in error) == (2, True), error
 
 
