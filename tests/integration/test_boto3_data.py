@@ -401,10 +401,12 @@ def test_a_device_touches_nothing_else_over_https_and_its_attempts_are_counted(
         ("POST", "/topics/news/today"),
         ("POST", f"/topics/telemetry/{DEVICE}"),
         ("POST", "/topics/twinfleet/bridge/marker"),
+        ("GET", "/things/boto3-other/jobs"),
+        ("PUT", "/things/boto3-other/jobs/$next"),
     ]
     for method, path in attempts:
         assert https.request(method, path, content=b"{}").status_code == 403, path
     after = metric(platform, "twinfleet_http_requests_total", listener="devices", status="403")
     assert after == before + len(attempts)
-    for path in ("/retainedMessage", "/v1/things", f"/things/{DEVICE}/jobs"):
+    for path in ("/retainedMessage", "/v1/things", "/jobs"):
         assert https.get(path).status_code == 404
