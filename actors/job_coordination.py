@@ -218,11 +218,8 @@ class JobCoordinator:
 
     async def _members(self, targets: Sequence[str]) -> AsyncIterator[list[str]]:
         """Give the things that targets stand for, in parts; a group that is gone has none."""
-        for target in targets:
-            kind, _, name = target.partition("/")
-            if kind == "thing":
-                yield [name]
-                continue
+        yield [target.removeprefix("thing/") for target in targets if target.startswith("thing/")]
+        for name in [each.removeprefix("thinggroup/") for each in targets if each.startswith("thinggroup/")]:
             try:
                 group = await self._registry.groups.get(name)
             except RecordNotFound:

@@ -191,7 +191,7 @@ def number(value: float | Decimal) -> str:
 
 def shown(name: str, statistic: str, value: float) -> str:
     """Return a statistic of a metric for people, with its unit."""
-    if metric_of(name).name.endswith("_ratio"):
+    if metric_of(name).name.endswith("_ratio") or (metric_of(name).beside and statistic == "rate"):
         return f"{value:.2%}"
     if statistic == "rate":
         return f"{number(value)} /s"

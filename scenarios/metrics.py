@@ -33,6 +33,8 @@ class Metric:
     meaning: str
     # The label by which its samples are also kept apart, if any: thresholds name it as `recovery_time{fault:NAME}`.
     label: str = ""
+    # Of a counter of what went wrong: the metric that counts what went well. Its `rate` is then a share of both.
+    beside: str = ""
 
 
 def _of_groups(name: str, kind: Kind, meaning: str) -> Metric:
@@ -77,7 +79,13 @@ CATALOGUE: Final[Mapping[str, Metric]] = {
         Metric(
             "tick_lag", "trend", "ms", "how late simulated ticks were finished, behind their intended time"
         ),
-        Metric("connect_errors", "counter", "", "attempts of devices on the wire to connect that failed"),
+        Metric(
+            "connect_errors",
+            "counter",
+            "",
+            "attempts of devices on the wire to connect that failed; rate: as a share of all attempts",
+            beside="connect_latency",
+        ),
         Metric("connections_lost", "counter", "", "connections on the wire that ended without being closed"),
         Metric("messages_sent", "counter", "", "reports that were sent over the wire"),
         Metric("messages_resent", "counter", "", "reports that were sent again after a connection was lost"),
@@ -200,7 +208,7 @@ class Condition:
         if not is_known:
             raise ValueError(f"{statistic!r} is no statistic of a {metric.kind}; it has {', '.join(allowed)}")
         units: tuple[str, ...] = ("ms", "s", "m", "h") if metric.unit == "ms" and statistic != "count" else ()
-        if metric.kind == "gauge":
+        if metric.kind == "gauge" or (metric.beside and statistic == "rate"):
             units = ("%",)
         return cls(text.strip(), statistic, Comparison.parse(found[2], units=units))
 
@@ -269,11 +277,7 @@ class Measurements:
         if name in self._spoilt:
             return None
         if metric_of(name).kind == "counter":
-            if name not in self._counts:
-                return None
-            # The rate is per second of virtual time, which is the load that the scenario asked for.
-            count = self._counts[name]
-            return count if statistic == "count" else count / self.measured_s if self.measured_s else None
+            return self._of_counter(name, statistic) if name in self._counts else None
         if name in self._merged:
             return _of_histogram(self._merged[name], statistic)
         if name in self._sizes:
@@ -284,6 +288,14 @@ class Measurements:
         if statistic.startswith("p("):
             return float(np.percentile(samples, float(statistic[2:-1])))
         return float(_OF_SAMPLES[statistic](samples))
+
+    def _of_counter(self, name: str, statistic: str) -> float | None:
+        count, beside = self._counts[name], metric_of(name).beside
+        if statistic == "count":
+            return count
+        # The rate is per second of virtual time, which is the load that the scenario asked for.
+        whole = count + (self.statistic(beside, "count") or 0.0) if beside else self.measured_s
+        return count / whole if whole else None
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the statistics of every metric that has samples, by metric and statistic."""

@@ -31,9 +31,19 @@ def _splitmix64(state: int) -> int:
 
 def draw_key(seed: int, stream: str, tick: int) -> tuple[np.uint32, np.uint32]:
     """Return the two 32-bit keys under which all devices draw from `stream` at `tick`."""
-    state = _splitmix64((seed & _MASK64) ^ (zlib.crc32(stream.encode()) << 32))
+    first, second = key_at(stream_state(seed, stream), tick)
+    return np.uint32(first), np.uint32(second)
+
+
+def stream_state(seed: int, stream: str) -> int:
+    """Return what the keys of a stream are made of at each tick, by `key_at`."""
+    return _splitmix64((seed & _MASK64) ^ (zlib.crc32(stream.encode()) << 32))
+
+
+def key_at(state: int, tick: int) -> tuple[int, int]:
+    """Return the two 32-bit keys of a stream at a tick, as `draw_key` does."""
     state = _splitmix64(state ^ (tick & _MASK64))
-    return np.uint32(state & 0xFFFFFFFF), np.uint32(state >> 32)
+    return state & 0xFFFFFFFF, state >> 32
 
 
 def spread_indices(indices: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from twins.draws import draw_key
+from twins.draws import key_at, stream_state
 from twins.expressions import constant_of, parse_formula
 from twins.faults import ACTIONS, Fault
 from twins.generators import FieldWriter, is_steady, kind_of
@@ -175,6 +175,10 @@ class FaultWriter:
             share = self._place(fault) if ACTIONS[fault.action].is_planned else self._share(fault, "when")
             now = self._within(fault, outage, share, ago=0)
             before = self._within(fault, outage, share, ago=self.period_ticks)
+            if not outage.ramp_in:
+                # All were cut off together since the last turn: who is back before the next one was down, too.
+                cut = self._truth(lambda moment: 0 <= moment.tick - fault.first_tick < self.period_ticks)
+                before = b.emit(Op.MOR, before, cut)
         is_down = b.emit(Op.MAND, hit, now)
         return is_down, b.emit(Op.MANDN, b.emit(Op.MAND, hit, before), now)
 
@@ -214,11 +218,10 @@ class FaultWriter:
         return b.register(b.multiply(place, Shared.of(1.0 / (last - first + 1))))
 
     def _share(self, fault: Fault, purpose: str, *, ago: int = 0, is_each_tick: bool = False) -> Register:
-        text = f"{self.group.name}/fault/{fault.name}/{purpose}"
+        state = stream_state(self.group.seed, f"{self.group.name}/fault/{fault.name}/{purpose}")
 
         def key(moment: Moment) -> tuple[int, int]:
-            first, second = draw_key(self.group.seed, text, moment.tick - ago if is_each_tick else 0)
-            return int(first), int(second)
+            return key_at(state, moment.tick - ago if is_each_tick else 0)
 
         return self.b.emit(Op.UNIT, self.b.draw(key))
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twins import model_rules
-from twins.draws import draw_key
+from twins.draws import key_at, stream_state
 from twins.errors import ModelError
 from twins.expressions import Call, Formula, Name, Number, Text, constant_of, names_of, parse_formula
 from twins.model import (
@@ -35,7 +35,7 @@ from twins.model import (
     Uniform,
     Weighted,
 )
-from twins.program import Builder, Moment, Op, Operand, Register, Shared
+from twins.program import Builder, Op, Operand, Register, Shared
 
 # A triangular distribution on (-1, 1) has standard deviation 1/sqrt(6).
 _SQRT_6: Final = math.sqrt(6.0)
@@ -208,13 +208,8 @@ class FieldWriter:
 
     def stream(self, name: str) -> Register:
         """Return a drawn word a device, from a stream of the field's or another's own."""
-        text = f"{self.group}/{name}"
-
-        def key(moment: Moment) -> tuple[int, int]:
-            first, second = draw_key(self.seed, text, moment.tick)
-            return int(first), int(second)
-
-        return self.builder.draw(key)
+        state = stream_state(self.seed, f"{self.group}/{name}")
+        return self.builder.draw(lambda moment: key_at(state, moment.tick))
 
     def store_states(self, live: Register | None) -> None:
         """Write the devices' own columns back, where `live` holds if it is given, in place."""

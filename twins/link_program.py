@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from twins.draws import draw_key, draws
+from twins.draws import draws, key_at, stream_state
 from twins.faults import ACTIONS, Fault
 from twins.link import Link, Network, report_bytes
 from twins.model import Group
-from twins.program import Builder, Moment, Op, Operand, Register, Shared
+from twins.program import Builder, Op, Operand, Register, Shared
 from twins.selection import selected, write_selection
 
 # Counts and lists that a program with a link keeps beside those of `behavior`.
@@ -292,20 +292,15 @@ class LinkWriter:
         return b.register(b.add(latency, sending))
 
     def _draw(self, stream: str) -> Register:
-        text, seed = f"{self.group.name}/{stream}", self.group.seed
-
-        def key(moment: Moment) -> tuple[int, int]:
-            first, second = draw_key(seed, text, moment.tick)
-            return int(first), int(second)
-
-        return self.b.draw(key)
+        state = stream_state(self.group.seed, f"{self.group.name}/{stream}")
+        return self.b.draw(lambda moment: key_at(state, moment.tick))
 
     def count_misdated(self, arrives: Register, offset_s: Operand | None) -> None:
         """Count the reports whose own time stamp is wrong, by a device's own clock and by faults."""
         b, most = self.b, self.network.clock_skew_s
         if most >= _MISDATED_S:
-            first, second = draw_key(self.group.seed, f"{self.group.name}/link/clock", 0)
-            noise = b.emit(Op.TRIANGLE, b.draw(lambda _: (int(first), int(second))))
+            key = key_at(stream_state(self.group.seed, f"{self.group.name}/link/clock"), 0)
+            noise = b.emit(Op.TRIANGLE, b.draw(lambda _: key))
             own = b.multiply(noise, Shared.of(most))
             offset_s = own if offset_s is None else b.add(own, offset_s)
         if offset_s is not None:

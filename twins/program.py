@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -250,7 +251,7 @@ class Program:
 
     code: NDArray[np.int64]
     floats: tuple[Shared, ...]
-    words: tuple[Callable[[Moment], int], ...]
+    words: tuple[int | Callable[[Moment], int], ...]
     tables: NDArray[np.float32]
     word_count: int
     mask_count: int
@@ -259,9 +260,28 @@ class Program:
 
     def shared(self, moment: Moment) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
         """Return the shared floats and words of a moment."""
-        floats = np.array([shared.compute(moment) for shared in self.floats], np.float32)
-        words = np.array([make(moment) & 0xFFFFFFFF for make in self.words], np.uint32)
+        floats, words = self._fixed[0].copy(), self._fixed[1].copy()
+        for position, compute in self._moving_floats:
+            floats[position] = compute(moment)
+        for position, make in self._moving_words:
+            words[position] = make(moment) & 0xFFFFFFFF
         return floats, words
+
+    # A tick of few devices takes about as long as it takes to make what they share.
+
+    @cached_property
+    def _fixed(self) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        floats = [0.0 if shared.fixed is None else shared.fixed for shared in self.floats]
+        words = [word & 0xFFFFFFFF if isinstance(word, int) else 0 for word in self.words]
+        return np.array(floats, np.float32), np.array(words, np.uint32)
+
+    @cached_property
+    def _moving_floats(self) -> tuple[tuple[int, Callable[[Moment], np.float32]], ...]:
+        return tuple((i, shared.compute) for i, shared in enumerate(self.floats) if shared.fixed is None)
+
+    @cached_property
+    def _moving_words(self) -> tuple[tuple[int, Callable[[Moment], int]], ...]:
+        return tuple((i, word) for i, word in enumerate(self.words) if not isinstance(word, int))
 
 
 @dataclass
@@ -272,7 +292,7 @@ class Builder:
     _steps: list[_Step] = field(default_factory=list)
     _floats: dict[int, Shared] = field(default_factory=dict)
     _fixed: dict[bytes, Shared] = field(default_factory=dict)
-    _words: list[Callable[[Moment], int]] = field(default_factory=list)
+    _words: list[int | Callable[[Moment], int]] = field(default_factory=list)
     _tables: list[float] = field(default_factory=list)
     _table_of: dict[tuple[float, ...], int] = field(default_factory=dict)
     _counts: list[str] = field(default_factory=list)
@@ -499,7 +519,7 @@ class Builder:
         if letter == "k":
             return self._float(operand)
         if letter == "u":
-            self._words.append(operand if callable(operand) else _always(int(operand)))
+            self._words.append(operand if callable(operand) else int(operand))
             return len(self._words) - 1
         return self.place(operand) if letter == "o" else int(operand)
 
@@ -508,10 +528,6 @@ class Builder:
             shared = self._fixed.setdefault(shared.fixed.tobytes(), shared)
         self._floats.setdefault(id(shared), shared)
         return list(self._floats).index(id(shared))
-
-
-def _always(word: int) -> Callable[[Moment], int]:
-    return lambda _: word
 
 
 def _of_shared(function: Callable[..., Any], *operands: Shared) -> Shared:

@@ -8,9 +8,11 @@ precision without library functions, so the same seed gives the same bytes every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -152,10 +154,13 @@ class SimulatedFleet:
         Between two pieces every twin is whole and may be read, though some are a tick ahead of others; before anything
         else changes, all pieces must have been run.
         """
+        totals = _Totals()
         for tick in range(max(order.first_tick, self.next_tick), order.first_tick + order.tick_count):
             faults = [fault for fault in order.faults if is_felt(self.group, fault, tick)]
-            yield from self._run_tick(tick, faults, runner)
+            yield from self._run_tick(tick, faults, runner, totals)
             self.next_tick = tick + 1
+            totals.device_ticks += self.table.count - len(self._held_now)
+            yield None
         connected_count = int(np.count_nonzero(self.connected))
         connected_count -= int(np.count_nonzero(self.connected[self._held_now]))
         delta_count = 0
@@ -163,7 +168,8 @@ class SimulatedFleet:
             for part in self._delta_counts(runner):
                 delta_count += part
                 yield None
-        yield TickSummary(
+        yield msgspec.structs.replace(
+            totals.summary(),
             connected_count=connected_count,
             delta_count=delta_count,
             reports_in_flight=0 if self.post is None else self.post.in_flight_count,
@@ -175,10 +181,10 @@ class SimulatedFleet:
         model = self.table.model
         self._check_faults(order.faults)
         for name, value in order.desired.items():
-            field = model.fields[model.position(name)]
-            if not field.is_settable:
+            item = model.fields[model.position(name)]
+            if not item.is_settable:
                 raise ModelError(f"field {name!r} of model {model.name!r} cannot be set")
-            low, high = field.number_bounds
+            low, high = item.number_bounds
             if not low <= value <= high:
                 raise ModelError(f"{name} {value} is not between {low} and {high}")
 
@@ -229,13 +235,16 @@ class SimulatedFleet:
         """Return the virtual time at the start of a tick, in whole seconds since the Unix epoch."""
         return self.group.start_s + tick * self.group.tick_s
 
-    def _run_tick(self, tick: int, faults: Sequence[Fault], runner: Runner) -> Iterator[TickSummary | None]:
+    def _run_tick(
+        self, tick: int, faults: Sequence[Fault], runner: Runner, totals: _Totals
+    ) -> Iterator[None]:
         for window in self.windows.values():
             window.roll(self.time_s(tick) // BUCKET_S)
         group, table, post = self.group, self.table, self.post
         moment = Moment(tick, self.time_s(tick), tick * group.tick_s)
         before = {row: int(table.version[row]) for row in table.overflow}
-        counts, at_turn = PostCounts(), dict.fromkeys((DUE, ARRIVED, OFFLINE), 0)
+        counts = totals.counts
+        at_turn: dict[str, int] = {}
         self._cut_and_connect(moment, faults, runner, counts)
         now = Now(tick, Conditions(group, faults), self.connected, self.arena.columns[HELD])
         if post:
@@ -254,8 +263,9 @@ class SimulatedFleet:
             if table.version[row] != version:
                 self._obey_kept(row)
                 table.supersede_reported(row)
-        attempts = sum(attempts_of(group, fault, tick, at_turn) for fault in faults)
-        yield _summary(table.count - len(self._held_now), at_turn, counts, attempts)
+        totals.attempts += sum(attempts_of(group, fault, tick, at_turn) for fault in faults)
+        for name, count in at_turn.items():
+            totals.at_turn[name] = totals.at_turn.get(name, 0) + count
 
     def _cut_and_connect(
         self, moment: Moment, faults: Sequence[Fault], runner: Runner, counts: PostCounts
@@ -331,11 +341,11 @@ class SimulatedFleet:
     def _obey_kept(self, row: int) -> None:
         """Let a device that has just reported take over what is desired of it and no column holds (21, not 21.0)."""
         table = self.table
-        for position, field in enumerate(table.model.fields):
-            if field.is_settable and kind_of(field) == "float":
-                wished: Any = table.overflow[row].desired.get(field.name, False)
-                if type(wished) in (int, float) and field.minimum <= wished <= field.maximum:
-                    self.state[field.name][row] = wished
+        for position, item in enumerate(table.model.fields):
+            if item.is_settable and kind_of(item) == "float":
+                wished: Any = table.overflow[row].desired.get(item.name, False)
+                if type(wished) in (int, float) and item.minimum <= wished <= item.maximum:
+                    self.state[item.name][row] = wished
                     table.reported[position][row] = wished
 
     def _delta_counts(self, runner: Runner) -> Iterator[int]:
@@ -399,30 +409,40 @@ def _online_share(group: Group) -> np.float32:
     return np.float32(online_s / (online_s + offline_s))
 
 
-def _summary(device_count: int, at_turn: Mapping[str, int], counts: PostCounts, attempts: int) -> TickSummary:
-    """Return what happened in a tick: at devices' turns, and to reports that were under way."""
-    latency: list[int] = []
-    if f"{LATENCY}.0" in at_turn or counts.latency is not None:
-        latency = [at_turn.get(f"{LATENCY}.{bucket}", 0) for bucket in range(HISTOGRAM_BUCKETS)]
-        if counts.latency is not None:
-            latency = [a + b for a, b in zip(latency, counts.latency.tolist(), strict=True)]
-    return TickSummary(
-        device_ticks=device_count,
-        reports_due=at_turn[DUE],
-        reports_arrived=at_turn[ARRIVED] + counts.arrived,
-        reports_offline=at_turn[OFFLINE],
-        reports_lost=at_turn.get(LOST, 0) + counts.lost,
-        reports_refused=at_turn.get(REFUSED, 0) + counts.refused,
-        reports_silent=at_turn.get(SILENT, 0),
-        reports_dropped=counts.dropped,
-        reports_delayed=counts.delayed,
-        reports_reordered=counts.reordered,
-        reports_misdated=at_turn.get(MISDATED, 0),
-        reports_duplicated=counts.duplicated,
-        reports_resent=counts.resent,
-        connect_attempts=attempts,
-        latency=latency,
-    )
+@dataclass
+class _Totals:
+    """What has happened in the ticks of an order: at devices' turns, and to reports that were under way."""
+
+    device_ticks: int = 0
+    at_turn: dict[str, int] = field(default_factory=lambda: dict.fromkeys((DUE, ARRIVED, OFFLINE), 0))
+    counts: PostCounts = field(default_factory=PostCounts)
+    attempts: int = 0
+
+    def summary(self) -> TickSummary:
+        """Return it as one summary, without what is there at the end."""
+        at_turn, counts = self.at_turn, self.counts
+        latency: list[int] = []
+        if f"{LATENCY}.0" in at_turn or counts.latency is not None:
+            latency = [at_turn.get(f"{LATENCY}.{bucket}", 0) for bucket in range(HISTOGRAM_BUCKETS)]
+            if counts.latency is not None:
+                latency = [a + b for a, b in zip(latency, counts.latency.tolist(), strict=True)]
+        return TickSummary(
+            device_ticks=self.device_ticks,
+            reports_due=at_turn[DUE],
+            reports_arrived=at_turn[ARRIVED] + counts.arrived,
+            reports_offline=at_turn[OFFLINE],
+            reports_lost=at_turn.get(LOST, 0) + counts.lost,
+            reports_refused=at_turn.get(REFUSED, 0) + counts.refused,
+            reports_silent=at_turn.get(SILENT, 0),
+            reports_dropped=counts.dropped,
+            reports_delayed=counts.delayed,
+            reports_reordered=counts.reordered,
+            reports_misdated=at_turn.get(MISDATED, 0),
+            reports_duplicated=counts.duplicated,
+            reports_resent=counts.resent,
+            connect_attempts=self.attempts,
+            latency=latency,
+        )
 
 
 _WINDOW_PARTS: Final = {"count": np.uint16, "sum": np.float32, "min": np.float32, "max": np.float32}

@@ -142,25 +142,25 @@ async def test_listings_come_in_pages_and_by_status(site: Site) -> None:
     assert len(listed) == 2
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"targets": []},
-        {"targets": ["arn:aws:iot:other:1:thing/a"]},
-        {"document": "{"},
-        {"document": ""},
-        {"targetSelection": "SOME"},
-        {"timeoutConfig": {"inProgressTimeoutInMinutes": 10_081}},
-        {"jobExecutionsRolloutConfig": {"maximumPerMinute": -1}},
-        {"abortConfig": {"criteriaList": [{"failureType": "FAILED"}]}},
-        {"jobExecutionsRetryConfig": {"criteriaList": [{"failureType": "FAILED", "numberOfRetries": 11}]}},
-        {"schedulingConfig": {"startTime": "2030-01-01T00:00"}},
-    ],
+WRONG: tuple[dict[str, Any], ...] = (
+    {"targets": []},
+    {"targets": ["arn:aws:iot:other:1:thing/a"]},
+    {"document": "{"},
+    {"document": ""},
+    {"targetSelection": "SOME"},
+    {"timeoutConfig": {"inProgressTimeoutInMinutes": 10_081}},
+    {"jobExecutionsRolloutConfig": {"maximumPerMinute": -1}},
+    {"abortConfig": {"criteriaList": [{"failureType": "FAILED"}]}},
+    {"jobExecutionsRetryConfig": {"criteriaList": [{"failureType": "FAILED", "numberOfRetries": 11}]}},
+    {"schedulingConfig": {"startTime": "2030-01-01T00:00"}},
 )
-async def test_a_job_described_wrongly_is_refused(site: Site, wrong: dict[str, Any]) -> None:
-    body = {"targets": [thing_arn("a")], "document": DOCUMENT, **wrong}
+
+
+async def test_a_job_described_wrongly_is_refused(site: Site) -> None:
     async with site.gateway.client() as operator:
-        assert_problem(await operator.put("/jobs/j", json=body), 400, "InvalidRequestException")
+        for wrong in WRONG:
+            body: dict[str, Any] = {"targets": [thing_arn("a")], "document": DOCUMENT, **wrong}
+            assert_problem(await operator.put("/jobs/j", json=body), 400, "InvalidRequestException")
         assert (await operator.get("/jobs")).json() == {"jobs": []}
 
 

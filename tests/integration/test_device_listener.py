@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors.gateway.arns import thing_arn
 from actors.gateway.server import HttpServer, MutualTls
 from actors.pki import CertificateAuthority, KeyAndRequest, generate_key_and_csr
 from tests.integration.running_gateway import BEARER, Gateway, assert_problem
@@ -73,6 +74,32 @@ async def test_a_device_may_not_touch_another_thing(device_site: DeviceSite, met
         assert_problem(await lamp.request(method, "/things/bell/shadow"), 403, "ForbiddenException")
         document = (await bell.get("/things/bell/shadow")).json()
     assert (document["version"], document["state"]) == (1, {"reported": {"temperature": 1}})
+
+
+async def test_a_device_takes_its_own_jobs_and_no_others(device_site: DeviceSite) -> None:
+    async with await device_site.enrol("lamp") as lamp, await device_site.enrol("bell") as bell:
+        async with device_site.gateway.client() as operator:
+            job = {"targets": [thing_arn("lamp")], "document": '{"say":"hello"}'}
+            assert (await operator.put("/jobs/hello", json=job)).status_code == 200
+        await device_site.gateway.platform.coordinator.step()
+        pending = (await lamp.get("/things/lamp/jobs")).json()
+        assert [each["jobId"] for each in pending["queuedJobs"]] == ["hello"]
+        started = (await lamp.put("/things/lamp/jobs/$next", json={})).json()["execution"]
+        assert (started["jobId"], started["jobDocument"]) == ("hello", '{"say":"hello"}')
+        for method, path in (
+            ("GET", "jobs"),
+            ("GET", "jobs/hello"),
+            ("PUT", "jobs/$next"),
+            ("POST", "jobs/hello"),
+        ):
+            refused = await bell.request(method, f"/things/lamp/{path}", content=b'{"status":"FAILED"}')
+            assert_problem(refused, 403, "ForbiddenException")
+        done = await lamp.post("/things/lamp/jobs/hello", json={"status": "SUCCEEDED"})
+        assert done.status_code == 200
+        again = await lamp.post("/things/lamp/jobs/hello", json={"status": "FAILED"})
+        assert_problem(again, 409, "InvalidStateTransitionException")
+        for path in ("/jobs", "/jobs/hello", "/v1/commands/lamp", "/commands"):
+            assert_problem(await lamp.get(path), 404, "ResourceNotFoundException")
 
 
 async def test_devices_have_no_operators_api(device_site: DeviceSite) -> None:

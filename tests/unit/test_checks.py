@@ -281,3 +281,16 @@ def test_statistics_are_shown_with_their_units() -> None:
     assert shown("tick_lag", "count", 1500) == "1,500"
     assert shown("connected_ratio", "min", 0.98774) == "98.77%"
     assert shown("reports", "rate", 10.0) == "10 /s"
+
+
+def test_the_rate_of_errors_is_their_share_of_all_attempts() -> None:
+    measurements = Measurements()
+    measurements.measured_s = 10.0
+    measurements.add("connect_errors", 0)
+    assert judge_threshold(threshold("connect_errors", "rate < 20%"), measurements).outcome == "NO_DATA"
+    measurements.add("connect_errors", 3)
+    for _ in range(9):
+        measurements.add("connect_latency", 20.0)
+    judged = judge_threshold(threshold("connect_errors", "rate > 20%"), measurements)
+    assert (judged.outcome, judged.actual) == ("PASS", "rate = 25.00%")
+    assert measurements.statistic("connect_errors", "count") == 3

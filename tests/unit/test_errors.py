@@ -76,7 +76,6 @@ INSTANCES: tuple[Exception, ...] = (
     twins_errors.RequestError(),
     twins_errors.InvalidRequest("Invalid JSON"),
     twins_errors.QueryError.at(3, "a field is missing"),
-    twins_errors.ExecutionError("InvalidRequest", "there is no such job", {"status": "QUEUED"}),
     twins_errors.ShadowNotFound.named("lamp", "config"),
     twins_errors.TwinNotFound.of("lamp"),
     twins_errors.VersionConflict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,15 @@ def test_what_a_fault_cannot_ask_for_is_refused(where: str, groups: str, words: 
     problem = only_problem(fault_where(where, groups))
     assert problem.path == "faults[0].select.where"
     assert words in problem.text
+
+
+# The documentation
+
+
+def test_what_the_documentation_shows_is_a_scenario() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    first, *parts, last = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert parse_scenario(first).groups[0].count == 10_000
+    whole = parse_scenario(HEAD + "".join(parts))
+    assert (len(whole.groups), len(whole.stages), len(whole.faults), len(whole.abort_on)) == (1, 3, 1, 1)
+    assert len(parse_scenarios(HEAD + "".join(parts) + last.replace("include", "# include"))) == 6

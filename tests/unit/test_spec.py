@@ -48,6 +48,49 @@ def test_a_scenario_of_few_lines_is_possible() -> None:
     assert scenario.groups[0].thing_name == "rooms-{i:06d}"
 
 
+COMPLETE = """
+apiVersion: twinfleet/v1
+kind: Scenario
+metadata: {name: carrier-outage-and-broker-restart, labels: {suite: nightly}}
+seed: 20261123
+clock: {mode: asap}
+groups:
+  - name: sensors
+    model: thermostat
+    count: 100_000
+    thing_name: "sensor-{i:06d}"
+    attributes: {site: {choice: [ams, ber, cdg], weights: [5, 3, 2]}}
+    report_every: 10s
+    network: {latency: 80ms, jitter: 30ms, loss: 0.5%}
+stages:
+  - {duration: 3m, target: 20%}
+  - {duration: 20m, target: 100%}
+steps:
+  - {at: 4m, set_desired: {group: sensors, state: {set_point: 19}}}
+faults:
+  - {name: carrier-outage, at: 5m, duration: 90s, action: partition,
+     select: {where: "attributes.site:ber", mode: fixed-percent, value: 80}}
+  - {name: broker-restart, at: 9m, action: restart, component: broker}
+checks:
+  - version_never_decreases
+  - no_acknowledged_update_lost
+thresholds:
+  ingest_latency: ["p(99) < 2s"]
+  messages_lost: ["count == 0"]
+  "recovery_time{fault:broker-restart}": ["max < 60s"]
+assertions:
+  - {name: all obeyed, within: 5m, sql: "select count(*) from twins where reported_set_point <> 19", expect: 0}
+abort_on:
+  - {metric: connect_errors, condition: "rate > 20%", for: 30s}
+"""
+
+
+def test_a_complete_scenario_says_all_that_the_language_has() -> None:
+    scenario = parse_scenario(COMPLETE)
+    assert (scenario.duration_s, len(scenario.faults), len(scenario.thresholds)) == (1380, 2, 3)
+    assert str(scenario.abort_on[0]) == "connect_errors: rate > 20% for 30 s"
+
+
 @pytest.mark.parametrize("file", sorted(LIBRARY.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_every_scenario_of_the_library_is_valid(file: Path) -> None:
     assert load_scenario(file).name == file.stem

@@ -137,6 +137,14 @@ async def test_stages_leave_out_who_is_not_there_of_what_must_be_connected() -> 
     assert (result.verdict, result.reason) == ("PASS", "all 3 expectations were met")
 
 
+async def test_who_is_back_before_its_next_turn_is_not_left_behind() -> None:
+    cut = "faults: [{name: cut, at: 20s, duration: 2s, action: power_cut, spread: 2s}]\n"
+    result = await run("duration: 40s\ngroups: [{name: rooms, count: 1000, report_every: 10s}]\n" + cut)
+    ratios = {window.virtual_s: window.connected_ratio for window in result.windows}
+    assert ratios[21] == 0
+    assert ratios[40] > 0.95
+
+
 @pytest.mark.parametrize(
     ("text", "path", "words"),
     [

@@ -23,8 +23,8 @@ from twins.sharding import shard_of
 
 # Each of these in a test of its own, so that they may run side by side; each seed runs twice. So many fit into a test
 # run; `python -m tests.simulation.protocol --seeds 30000` runs more.
-PART_COUNT: Final = 2
-SEEDS_OF_PART: Final = 4000
+PART_COUNT: Final = 4
+SEEDS_OF_PART: Final = 2000
 # A history in which each planted bug shows at present, one of those: looked at first, because the most seldom bugs show
 # in one of some thousand. `python -m tests.simulation.protocol --bug NAME --seeds 8000` finds another.
 SHOWN_BY: Final = {
