@@ -23,10 +23,9 @@ NAMES = (
     "certificates",
     "connections",
     "message_rate",
-    "paths",
 )
 # Those that can be told how many twins or devices.
-TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections", "paths")
+TWIN_COUNTED = ("recovery", "hundred_million", "sql", "connections")
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", choices=NAMES, help="one benchmark; without it, all")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each result")
     parser.add_argument(
-        "--twins", type=int, help="for recovery, hundred_million, sql, connections and paths: how many"
+        "--twins", type=int, help="for recovery, hundred_million, sql and connections: how many"
     )
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else NAMES:
