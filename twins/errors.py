@@ -9,6 +9,7 @@ TwinError
 │   ├── VersionConflict     409
 │   │   └── Overtaken       409; it came again after later ones
 │   ├── PayloadTooLarge     413
+│   ├── RolloutError        409; a rollout can't be so, or not in the state that it is in
 │   ├── ExecutionError      a job's or a command's execution can't be so; names its error as on the wire
 │   └── UnsupportedEncoding 415
 ├── ModelError              a device model, field or group is described wrongly
@@ -124,6 +125,12 @@ EXECUTION_ERRORS: Final[Mapping[str, int]] = {
     "TerminalStateReached": 410,
     "RequestThrottled": 429,
 }
+
+
+class RolloutError(RequestError):
+    """A rollout is planned wrongly, or can't do this in the state that it is in; the text says what to change."""
+
+    code = 409
 
 
 class ExecutionError(RequestError):

@@ -19,6 +19,7 @@ NAMES = (
     "turns",
     "recovery",
     "journal",
+    "rollout",
     "sql",
     "certificates",
     "connections",
