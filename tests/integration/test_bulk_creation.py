@@ -210,10 +210,10 @@ async def test_a_run_that_is_cut_off_tells_how_far_it_came(
 
     with pytest.raises(PlatformUnreachable):
         await asyncio.to_thread(run)
-    assert told.getvalue().splitlines() == [
-        "[red]things.csv: 0 of 1,100 things",
-        "[red]things.csv: cut off after 500 of 1,100 things; the same command goes on from there",
-    ]
+    # Between the two, more lines of a slow run.
+    first, *_, last = told.getvalue().splitlines()
+    assert first == "[red]things.csv: 0 of 1,100 things"
+    assert last == "[red]things.csv: cut off after 500 of 1,100 things; the same command goes on from there"
     # The batch that was not answered was carried out.
     assert await gateway.registry.things.count() == 1000
 
