@@ -81,6 +81,7 @@ INSTANCES: tuple[Exception, ...] = (
     twins_errors.VersionConflict(),
     twins_errors.Overtaken(),
     twins_errors.PayloadTooLarge(),
+    twins_errors.RolloutError("it is over"),
     twins_errors.ExecutionError("InvalidStateTransition", "it is over", {"status": "SUCCEEDED"}),
     twins_errors.UnsupportedEncoding(),
     twins_errors.ModelError("no such field"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def endpoints(tmp_path: Path, *, host: str = "127.0.0.1") -> Endpoints:
     token = tmp_path / "operator.token"
     token.write_text("secret")
     return Endpoints(
-        pid=os.getpid(),
+        # No process has a number that large, and so none is below it.
+        pid=2**31 - 1,
         version="1",
         mqtts=MqttsEndpoint(host, 1),
         api=UrlEndpoint(f"http://{host}:1"),
