@@ -11,6 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 import ray
+from hypothesis.internal import constants_ast
+from hypothesis.internal.conjecture import providers
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -31,6 +33,8 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
+# It would also try what is written in modules of ours that happen to be loaded: other examples in each worker.
+providers._get_local_constants = constants_ast.Constants
 
 
 class NetworkRefusedError(Exception):

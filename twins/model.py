@@ -7,6 +7,7 @@ kept exactly, beside the columns. What makes a model sound is told in `model_rul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,7 +212,10 @@ class Field:
             raise ModelError(f"field {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if (self.dtype == "choice") != bool(self.choices) or len(self.choices) > 255:
             raise ModelError(f"field {self.name!r}: a choice field, and no other, has 1 to 255 choices")
-        if self.dtype not in ("bool", "choice") and not self.minimum < self.maximum:
+        is_bounded = self.dtype not in ("bool", "choice")
+        # Where bounds say nothing they are still numbers: NaN would make a model differ from itself.
+        is_number = not (math.isnan(self.minimum) or math.isnan(self.maximum))
+        if not is_number or (is_bounded and not self.minimum < self.maximum):
             raise ModelError(
                 f"field {self.name!r}: minimum {self.minimum} is not below maximum {self.maximum}"
             )
